@@ -1,0 +1,103 @@
+"""One connection pool, one trace, every LLM call in the notebook.
+
+%load_ext nbllm                                   # in a notebook
+await nbllm.acompletion("gpt-4o-mini", "Hello")   # or nbllm.completion(...) anywhere
+nbllm.sessions(); nbllm.requests(); nbllm.connections()
+"""
+
+from typing import Any
+
+from . import providers
+from .client import acompletion, completion
+from .exceptions import (
+    APIConnectionError,
+    APIError,
+    APIResponseValidationError,
+    AuthenticationError,
+    BadGatewayError,
+    BadRequestError,
+    ContentPolicyViolationError,
+    ContextWindowExceededError,
+    InternalServerError,
+    NbllmError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    ServiceUnavailableError,
+    Timeout,
+    UnprocessableEntityError,
+    UnsupportedParamsError,
+    UsageProblem,
+)
+from .frames import connections, requests, sessions
+from .settings import configure
+from .streaming import CompletionStream
+from .tagging import current_session, kernel_id, session, set_session
+from .transport import shared_session
+from .types import ChatCompletion, ChatCompletionChunk
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "APIConnectionError",
+    "APIError",
+    "APIResponseValidationError",
+    "AuthenticationError",
+    "BadGatewayError",
+    "BadRequestError",
+    "ChatCompletion",
+    "ChatCompletionChunk",
+    "CompletionStream",
+    "ContentPolicyViolationError",
+    "ContextWindowExceededError",
+    "InternalServerError",
+    "NbllmError",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "RateLimitError",
+    "ServiceUnavailableError",
+    "Timeout",
+    "UnprocessableEntityError",
+    "UnsupportedParamsError",
+    "UsageProblem",
+    "acompletion",
+    "completion",
+    "configure",
+    "connections",
+    "current_session",
+    "kernel_id",
+    "requests",
+    "session",
+    "sessions",
+    "set_session",
+    "shared_session",
+]
+
+
+# The table of providers can't name the demo server itself: imports go downward only. It starts at first use.
+def _demo_url() -> str:
+    from .servers.demo import demo_url
+
+    return demo_url()
+
+
+providers.register(providers.Provider(name="demo", base_url=_demo_url))
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """`%load_ext nbllm`: the magics, and cells that tag their requests."""
+    from . import kernel, magics
+
+    kernel.load(shell)
+    magics.register(shell)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """`%unload_ext nbllm`: the HTTP session and the log live on."""
+    from . import kernel
+
+    kernel.unload(shell)

@@ -1,0 +1,250 @@
+"""The line of a magic, read into a frozen value.
+
+Owns the table of options of `%%llm` and `%llm`, from which their help is written, and `Ask`. Pure: no
+namespace, no model, no display. Called by `magics`.
+
+Words are separated by spaces and may be quoted, as in a shell; outside of quotes a backslash is itself. A
+JSON object or list after `=` is one word with its quotes. Flags are written in full: `--mod` means nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import keyword
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .exceptions import UsageProblem
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option: the field of `Ask` that it fills, its flags, and its line of help."""
+
+    field: str
+    flags: tuple[str, ...]
+    metavar: str
+    help: str
+
+
+OPTIONS = (
+    Option("model", ("-m", "--model"), "MODEL", "as `MODEL` after %%llm; for %llm the only way"),
+    Option("session", ("-s", "--session"), "SESSION", "group the request under this session id"),
+    Option("output", ("-o", "--output"), "VAR", "store the answer, a ChatCompletion, in this variable"),
+    Option("system", ("--system",), "TEXT", "the system message; {{name}} works here too"),
+    Option(
+        "params",
+        ("-p", "--param"),
+        "KEY=VALUE",
+        "any parameter of nbllm.acompletion, again for each; VALUE is JSON, else text: "
+        '-p temperature=0 -p stop=["a b", "c"] -p response_format={"type": "json_object"}',
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a magic was asked to do; a field that was not given is None.
+
+    Attributes:
+        prompt: The user's message, with its `{{…}}` still in it.
+        model: Model string.
+        session: Session id.
+        output: Name of the variable for the answer.
+        system: System message, with its `{{…}}` still in it.
+        params: Further parameters of `acompletion`.
+    """
+
+    prompt: str
+    model: str | None = None
+    session: str | None = None
+    output: str | None = None
+    system: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+def options_help() -> str:
+    """The options, one per line, for a docstring."""
+    rows = [(f"{', '.join(option.flags)} {option.metavar}", option.help) for option in OPTIONS]
+    width = max(len(left) for left, _ in rows)
+    return "\n".join(f"  {left:<{width}}  {right}" for left, right in rows)
+
+
+def parse_cell(line: str, cell: str) -> Ask:
+    """Read `%%llm [MODEL] [options]` and the cell below it.
+
+    Raises:
+        UsageProblem: The line can't be read, or the cell is blank.
+    """
+    words = _Words(line)
+    given = _read_options(words)
+    if (word := words.next()) is not None:
+        if "model" in given:
+            raise UsageProblem(f"the model is given twice: {given['model']} and {word.text}")
+        given["model"] = word.text
+        given = _read_options(words, given)
+    if (word := words.next()) is not None:
+        raise UsageProblem(
+            f"{word.text!r} is too much: %%llm takes a model and options; the prompt goes on the lines below"
+        )
+    if not cell.strip():
+        raise UsageProblem("there is no prompt: write it on the lines below %%llm")
+    return Ask(prompt=cell.strip("\n"), **given)
+
+
+def parse_line(line: str) -> Ask:
+    """Read `%llm one line`: the whole line is the prompt, after options if it begins with `-`.
+
+    Raises:
+        UsageProblem: The options can't be read, or there is no prompt.
+    """
+    words = _Words(line)
+    given = _read_options(words)
+    prompt = words.rest()
+    if not prompt:
+        raise UsageProblem("there is no prompt: %llm What is asynchronous I/O?")
+    return Ask(prompt=prompt, **given)
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    text: str
+    raw: str
+
+    @property
+    def is_flag(self) -> bool:
+        return self.raw.startswith("-") and self.raw != "-"
+
+
+class _Words:
+    """The words of a line, one by one."""
+
+    def __init__(self, line: str) -> None:
+        self.line = line
+        self.position = 0
+
+    def peek(self) -> _Word | None:
+        """The next word, which stays the next."""
+        before = self.position
+        try:
+            return self.next()
+        finally:
+            self.position = before
+
+    def rest(self) -> str:
+        """All that has not been taken, as it was written."""
+        return self.line[self.position :].strip()
+
+    def next(self) -> _Word | None:
+        """Take the next word; None at the end."""
+        line, here = self.line, self.position
+        while here < len(line) and line[here].isspace():
+            here += 1
+        begin, text = here, ""
+        while here < len(line) and not line[here].isspace():
+            opens = here == begin or line[here - 1] == "="
+            if opens and line[here] in "'\"":
+                part, here = _quoted(line, here)
+                text += part
+            elif opens and line[here] in "{[" and here > begin and (end := _json_end(line, here)):
+                text += line[here:end]
+                here = end
+            else:
+                text += line[here]
+                here += 1
+        self.position = here
+        return _Word(text, line[begin:here]) if here > begin else None
+
+
+def _quoted(line: str, here: int) -> tuple[str, int]:
+    """The text between the quotes that open at `here`, and where the line goes on."""
+    quote, text, here = line[here], "", here + 1
+    while here < len(line) and line[here] != quote:
+        if quote == '"' and line[here] == "\\" and line[here + 1 : here + 2] in ('"', "\\"):
+            here += 1
+        text += line[here]
+        here += 1
+    if here >= len(line):
+        raise UsageProblem(f"a quote ({quote}) is opened and not closed")
+    return text, here + 1
+
+
+def _json_end(line: str, here: int) -> int | None:
+    """Where the JSON object or list that begins at `here` ends, if it is one and the word ends with it."""
+    try:
+        _, end = json.JSONDecoder().raw_decode(line, here)
+    except (ValueError, RecursionError):
+        return None
+    return end if end == len(line) or line[end].isspace() else None
+
+
+def _read_options(words: _Words, given: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Take options up to the first word that is none; `--` ends them."""
+    given = {} if given is None else given
+    while (word := words.peek()) is not None and word.is_flag:
+        words.next()
+        if word.raw == "--":
+            break
+        flag, equals, _ = word.text.partition("=")
+        option = _option(flag)
+        if equals:
+            value: _Word | None = _Word(word.text.partition("=")[2], word.raw.partition("=")[2])
+        else:
+            value = words.next()
+        if value is None or (not equals and value.is_flag):
+            raise UsageProblem(f"{flag} needs a value: {flag} {option.metavar}")
+        _fill(given, option, flag, value)
+    return given
+
+
+def _option(flag: str) -> Option:
+    for option in OPTIONS:
+        if flag in option.flags:
+            return option
+    flags = [flag for option in OPTIONS for flag in option.flags]
+    near = difflib.get_close_matches(flag, flags, n=1)
+    hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(flags)}"
+    raise UsageProblem(f"there is no option {flag}{hint}")
+
+
+def _fill(given: dict[str, Any], option: Option, flag: str, value: _Word) -> None:
+    if option.field == "params":
+        name, content = _param(value)
+        given.setdefault("params", {})[name] = content
+        return
+    if option.field in given:
+        raise UsageProblem(f"{flag} is given twice")
+    if option.field == "output" and (not value.text.isidentifier() or keyword.iskeyword(value.text)):
+        raise UsageProblem(f"{flag} takes the name of a variable; {value.text!r} is none")
+    given[option.field] = value.text
+
+
+# Parameters of acompletion that the magics set themselves, with what to write instead.
+_NOT_HERE = {
+    "model": "the model goes after %%llm, or -m MODEL",
+    "messages": "the prompt is the message; --system TEXT adds a system message",
+    "session_id": "-s SESSION does that",
+    "stream": "the magics always stream; nbllm.acompletion doesn't",
+    "shared_session": "nbllm.acompletion takes it",
+}
+_PYTHON = {"True": True, "False": False, "None": None}
+
+
+def _param(word: _Word) -> tuple[str, Any]:
+    name, equals, text = word.text.partition("=")
+    if not equals or not name.isidentifier():
+        raise UsageProblem(f"-p takes KEY=VALUE such as temperature=0; got {name!r}")
+    if name in _NOT_HERE:
+        raise UsageProblem(f"-p {name}=… can't be set here: {_NOT_HERE[name]}")
+    for candidate in (word.raw.partition("=")[2], text):  # as written first: "5" is a text, 5 a number
+        try:
+            return name, json.loads(candidate, parse_constant=_refuse)
+        except (ValueError, RecursionError):
+            pass
+    return name, _PYTHON.get(text, text)
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
