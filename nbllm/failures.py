@@ -1,0 +1,97 @@
+"""What went wrong in a call, as one of our errors and on its record.
+
+Called by `client` and `streaming`; raises nothing itself.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from . import tracing
+from .exceptions import APIConnectionError, APIError, APIResponseValidationError, Timeout
+from .providers import Route, openai
+
+
+def from_transport(error: BaseException, call: tracing.Call, model: str, route: Route) -> APIConnectionError:
+    """aiohttp's error as one of ours, with the URL that was tried."""
+    details: dict[str, Any] = {"model": model, "llm_provider": route.provider.name}
+    if isinstance(error, TimeoutError):
+        what = str(error) or "no answer in time"
+        result: APIConnectionError = Timeout(
+            f"Timeout: {route.base_url}: {what}. timeout= sets how long to wait", **details
+        )
+    else:
+        reason = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
+        text = tracing.redact(str(reason) or type(error).__name__)
+        if isinstance(error, aiohttp.ClientPayloadError):
+            text = f"the answer broke off: {text}"
+        elif isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)):
+            text += ". A CA bundle of your own goes into SSL_CERT_FILE"
+        result = APIConnectionError(f"APIConnectionError: {route.base_url}: {text}", **details)
+    note(call, result)
+    return result
+
+
+def from_refusal(
+    response: aiohttp.ClientResponse, body: bytes, call: tracing.Call, model: str, route: Route
+) -> APIError:
+    """The error that a status of 400 or above stands for."""
+    error = openai.error_from(
+        response.status, response.headers, body, model=model, route=route, redact=tracing.redact
+    )
+    note(call, error)
+    return error
+
+
+def from_body(
+    response: aiohttp.ClientResponse, body: bytes, call: tracing.Call, model: str, route: Route
+) -> APIError:
+    """The error for a 200 whose body holds an error, or is not what was asked for."""
+    error = openai.error_inside(body, model=model, route=route, redact=tracing.redact)
+    if error is None:
+        start = " ".join(body[:120].decode("utf-8", "replace").split()) or "nothing"
+        error = APIResponseValidationError(
+            f"{route.base_url} answered with something that is not a chat completion "
+            f"({response.content_type}): {tracing.redact(start)}. Does the base URL end in /v1?",
+            status_code=response.status,
+            model=model,
+            llm_provider=route.provider.name,
+            response=openai.kept_headers(response.headers),
+        )
+    note(call, error)
+    return error
+
+
+def note(call: tracing.Call, error: APIError) -> None:
+    """Put an error on the call's last record and end that, or have it end when its connection closes."""
+    error.request = record = call.record
+    if record is None or record.ended:
+        return
+    record.status = "error"
+    if error.request_id is not None:
+        record.provider_request_id = error.request_id
+    if error.retry_after is not None:
+        record.retry_after_ms = error.retry_after * 1e3
+    tracing.set_error(record, error)
+    if call.content is not None and error.body is not None:
+        call.response_content = error.body if isinstance(error.body, str) else msgspec.json.encode(error.body)
+    if record.wire_ended is not None:
+        tracing.end(record)
+
+
+def give_up(call: tracing.Call, error: BaseException) -> None:
+    """End the call's record where the call ends by a cancel, or by an error that is none of the API's."""
+    record = call.record
+    if record is None or record.ended:
+        return
+    if isinstance(error, Exception):
+        record.status = "error"
+        tracing.set_error(record, error)
+    else:
+        record.status = "cancelled"
+    if record.wire_ended is not None:
+        tracing.end(record)

@@ -1,0 +1,299 @@
+"""A streamed answer: read, decoded, and given back whatever the reader does.
+
+Made by `client`. The reader may stop early, be cancelled, or forget the stream: the connection is given
+back in each case, and the record ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from . import failures, loops, tracing
+from .assembly import Assembly
+from .exceptions import APIConnectionError, APIError
+from .providers import Route, openai
+from .providers.sse import EventDecoder
+from .types import ChatCompletion, ChatCompletionChunk, Usage, mimebundle, parse
+
+
+class CompletionStream:
+    """An answer as it comes: `async for chunk in stream`, or `for chunk in stream` in synchronous code.
+
+    Leaving the loop early closes the answer and frees its connection. `text`, `usage` and `completion`
+    hold what has come so far, and at the end all of it.
+    """
+
+    def __init__(
+        self, call: tracing.Call, response: aiohttp.ClientResponse, model: str, route: Route, show_usage: bool
+    ) -> None:
+        self._call = call
+        self._response = response
+        self._model = model
+        self._route = route
+        self._show_usage = show_usage
+        self._loop = asyncio.get_running_loop()
+        self._decoder = EventDecoder()
+        self._assembly = Assembly()
+        self._events: deque[bytes] = deque()
+        self._start_of_body = b""
+        self._done = False
+        self._ended = False
+        self._failure: APIError | None = None
+        self.request: tracing.Record | None = call.record
+        """The trace record of the request."""
+
+    @property
+    def text(self) -> str:
+        """The first choice's text so far."""
+        return self._assembly.text
+
+    @property
+    def usage(self) -> Usage | None:
+        """Token counts, once the server has sent them at the end; else None."""
+        return self._assembly.usage
+
+    @property
+    def completion(self) -> ChatCompletion:
+        """The answer so far as a `ChatCompletion`, tool calls put together."""
+        answer = self._assembly.completion()
+        answer.__dict__["_request"] = self.request
+        return answer
+
+    # -- iteration ---------------------------------------------------------------------------------
+
+    def __aiter__(self) -> _Reading:
+        return _Reading(self)
+
+    def __iter__(self) -> _Reading:
+        return _Reading(self)
+
+    async def __anext__(self) -> ChatCompletionChunk:
+        while (chunk := self._next()) is None:
+            if not await self._more():
+                raise StopAsyncIteration
+        return chunk
+
+    def __next__(self) -> ChatCompletionChunk:
+        while (chunk := self._next()) is None:
+            if not loops.run_sync(self._more()):
+                raise StopIteration
+        return chunk
+
+    async def aclose(self) -> None:
+        """Stop reading and free the connection; after the end it does nothing."""
+        self.close()
+
+    def close(self) -> None:
+        """`aclose` for synchronous code."""
+        if self._ended:
+            self._events.clear()
+            return
+        if asyncio._get_running_loop() is self._loop or not self._loop.is_running():
+            self._abandon()
+        else:
+            self._loop.call_soon_threadsafe(self._abandon)
+
+    async def __aenter__(self) -> CompletionStream:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __enter__(self) -> CompletionStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        try:
+            self.close()
+        except Exception:  # the loop or the interpreter is going down
+            pass
+
+    def __repr__(self) -> str:
+        state = "ended" if self._ended else "open"
+        return f"<CompletionStream {self._model} {state}, {self._assembly.count} chunks: {self.text[:60]!r}>"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return mimebundle(self.text, self)
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def _next(self) -> ChatCompletionChunk | None:
+        """The next chunk of those that have come, None where the network must be asked.
+
+        Events are decoded one by one as they are read: a chunk at a time stays in the processor's cache, and
+        what nobody reads is not decoded.
+        """
+        events, assembly = self._events, self._assembly
+        try:
+            while events:
+                data = events.popleft()
+                if data == b"[DONE]":
+                    self._done = True
+                    continue
+                chunk = openai.chat_chunk(data)
+                if not chunk.choices and chunk.__dict__.get("error"):
+                    raise self._bad(data)
+                if assembly.add(chunk) and self.request is not None and self.request.first_chunk_at is None:
+                    tracing.note_first_content(self.request)
+                if chunk.choices or self._show_usage or chunk.usage is None:
+                    return chunk
+        except msgspec.DecodeError:
+            error = self._bad(data)
+            self._fail(error)
+            raise error from None
+        except APIError as error:
+            self._fail(error)
+            raise
+        return None
+
+    async def _more(self) -> bool:
+        """Read until events have come; False at the end."""
+        if asyncio.get_running_loop() is not self._loop:
+            return await loops.on_loop(self._loop, self._more())
+        try:
+            while not self._events and not self._ended:
+                if piece := await self._response.content.readany():
+                    self._take(piece)
+                else:
+                    self._finish()
+        except APIError as error:
+            self._fail(error)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            if self._ended:  # closed by another task while this one waited
+                return False
+            self._note()
+            self._fail(failures.from_transport(error, self._call, self._model, self._route))
+        except BaseException as error:  # cancelled, interrupted
+            self._note()
+            failures.give_up(self._call, error)
+            self._abandon()
+            raise
+        if self._failure is not None:
+            raise self._failure
+        return bool(self._events)
+
+    def _take(self, piece: bytes) -> None:
+        if not self._assembly.count:
+            self._start_of_body = (self._start_of_body + piece)[:1000]
+        self._events.extend(self._decoder.feed(piece))
+
+    def _bad(self, data: bytes) -> APIError:
+        self._note()
+        return failures.from_body(self._response, data, self._call, self._model, self._route)
+
+    def _finish(self) -> None:
+        """At the end of the body: make sure that it was the end of the answer."""
+        assembly = self._assembly
+        last = self._decoder.finish()
+        if last and (not assembly.count or all(map(_is_whole, last))):
+            self._events.extend(last)
+            return
+        if not assembly.count and not self._done:
+            raise self._bad(self._start_of_body)
+        self._note()
+        if not self._done and assembly.finish_reason is None:
+            error = APIConnectionError(
+                f"APIConnectionError: {self._route.base_url}: the answer broke off after "
+                f"{len(self.text)} characters",
+                model=self._model,
+                llm_provider=self._route.provider.name,
+            )
+            failures.note(self._call, error)
+            raise error
+        self._ended = True
+        if self.request is not None:
+            tracing.end(self.request)
+
+    def _fail(self, error: APIError) -> None:
+        self._failure = error
+        self._ended = True
+        self._events.clear()
+        self._response.close()
+
+    def _abandon(self) -> None:
+        if self._ended:
+            return
+        record = self.request
+        if record is not None and record.wire_ended is not None and record.status == "ok":
+            # All of it has come, only nobody has read it: take it in, so that its usage is known.
+            try:
+                self._take(self._response.content.read_nowait(-1))
+                while not self._ended:
+                    while self._next() is not None:
+                        pass
+                    self._finish()
+            except APIError as error:
+                self._fail(error)
+            return
+        self._events.clear()
+        self._note()
+        self._ended = True
+        if record is not None and record.status is None:
+            record.status = "incomplete"
+        self._response.close()
+        if record is not None:
+            tracing.end(record)  # where the loop is gone, the connection doesn't tell its end
+
+    def _note(self) -> None:
+        """Put what is known of the answer on the record, before that ends."""
+        record, assembly = self.request, self._assembly
+        if record is None or record.ended:
+            return
+        record.chunks = assembly.count
+        record.finish_reason = assembly.finish_reason
+        record.provider_request_id = self._response.headers.get("x-request-id")
+        first = assembly.first or ChatCompletionChunk()
+        tracing.note_answer(record, first.id, first.model, assembly.usage)
+        if self._call.content is not None and assembly.count:
+            answer = assembly.completion().model_dump(exclude_none=True)
+            self._call.response_content = msgspec.json.encode(answer)
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether the last event of a body that just ends is whole, or the answer broke off in it."""
+    try:
+        return data == b"[DONE]" or parse(data) is not None
+    except msgspec.DecodeError:
+        return False
+
+
+class _Reading:
+    """One loop over a stream. When the loop is left, this goes, and with it the connection."""
+
+    __slots__ = ("_stream",)
+
+    def __init__(self, stream: CompletionStream) -> None:
+        self._stream = stream
+
+    def __aiter__(self) -> _Reading:
+        return self
+
+    def __iter__(self) -> _Reading:
+        return self
+
+    # Not the stream's own coroutine: this one keeps the reading alive while it waits, at no further cost.
+    async def __anext__(self) -> ChatCompletionChunk:
+        stream = self._stream
+        while (chunk := stream._next()) is None:
+            if not await stream._more():
+                raise StopAsyncIteration
+        return chunk
+
+    def __next__(self) -> ChatCompletionChunk:
+        return next(self._stream)
+
+    def __del__(self) -> None:
+        self._stream.__del__()

@@ -1,0 +1,178 @@
+"""Session ids and cell identity: which group and which cell a request belongs to.
+
+Owns the contextvars. A background task keeps the session and the cell in which it was started, because
+a task inherits the context of its creation. Plain threads inherit nothing: they fall back to the cell
+that ran last, and `Cell.source` says so.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+from .exceptions import UsageProblem
+from .kept import kept
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """The cell that issued a request.
+
+    Attributes:
+        cell_id: The notebook format's cell id where the front end sends it, else `In[n]`; None outside cells.
+        execution_count: The number shown beside the cell; None for a silent execution.
+        run_id: Id of this run of the cell (the front end's message id, or one of ours).
+        source: Where cell_id comes from: "frontend", "execution_count", or "last_cell" for code in a plain
+            thread or a widget's callback, which is taken for the cell that ran last.
+    """
+
+    cell_id: str | None = None
+    execution_count: int | None = None
+    run_id: str | None = None
+    source: str | None = None
+
+
+NO_CELL = Cell()
+
+
+def first_id(kernel_id: str) -> int:
+    """The number below those of a kernel's requests in the log: the kernel's 32 bits, then 31 of zeros.
+
+    Raises:
+        ValueError: `kernel_id` is not hexadecimal.
+    """
+    return int(kernel_id, 16) << 31
+
+
+class _State:
+    """What holds for the whole process."""
+
+    def __init__(self) -> None:
+        self.new_kernel_id()
+        self.default_session = f"kernel-{time.strftime('%Y%m%d-%H%M%S')}-{self.kernel_id[:4]}"
+        self.session: str | None = None
+        self.last_cell = NO_CELL
+        self.cell_var: ContextVar[Cell | None] = ContextVar("nbllm_cell", default=None)
+        self.sessions_var: ContextVar[tuple[str, ...]] = ContextVar("nbllm_sessions", default=())
+        if hasattr(os, "register_at_fork"):  # now: children must differ also where the parent sent nothing
+            os.register_at_fork(after_in_child=self.new_kernel_id)
+
+    def new_kernel_id(self) -> None:
+        self.kernel_id = secrets.token_hex(4)
+        self.first_id = first_id(self.kernel_id)
+
+
+_state = kept(__name__, _State)
+
+
+def kernel_id() -> str:
+    """Id of this process's life as a kernel (or script): 8 hexadecimal digits, new at each restart."""
+    return _state.kernel_id
+
+
+def first_request_id() -> int:
+    """`first_id` of this kernel."""
+    return _state.first_id
+
+
+def check_session_id(session_id: Any) -> str:
+    """`session_id` itself if every backend accepts it: printable ASCII, 1 to 199 characters.
+
+    Raises:
+        UsageProblem: It is not.
+    """
+    if not isinstance(session_id, str):
+        raise UsageProblem(f"a session id is a text such as 'review'; got {session_id!r}")
+    if not re.fullmatch(r"[ -~]{1,199}", session_id) or not session_id.strip():
+        shown = session_id if len(session_id) < 60 else session_id[:57] + "..."
+        raise UsageProblem(
+            f"session id {shown!r} can't be used: it must be printable ASCII, 1 to 199 characters"
+        )
+    return session_id
+
+
+def current_session() -> str:
+    """The session id that a request issued here and now would get."""
+    entered = _state.sessions_var.get()
+    return entered[-1] if entered else _state.session or _state.default_session
+
+
+def default_session() -> str:
+    """The kernel's own session id, which holds where nobody chose another."""
+    return _state.default_session
+
+
+def set_session(session_id: str | None) -> str:
+    """Group all following requests of this kernel under `session_id`; None goes back to the kernel's own.
+
+    Returns:
+        The session id now in force.
+    """
+    _state.session = None if session_id is None else check_session_id(session_id)
+    return current_session()
+
+
+class session:
+    """Group whatever runs inside: `with nbllm.session("review"):`, or `async with`.
+
+    Tasks started inside belong to the group, also when they run on after it. Entering the same object
+    again is fine; the innermost `session` wins.
+
+    Raises:
+        UsageProblem: `session_id` is not printable ASCII of 1 to 199 characters.
+    """
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = check_session_id(session_id)
+
+    def __enter__(self) -> session:
+        _state.sessions_var.set((*_state.sessions_var.get(), self.session_id))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Not by a token: it would refuse to be reset in another context, as of an async generator that the
+        # loop finishes, or by another task that uses the same object.
+        entered = _state.sessions_var.get()
+        if entered and entered[-1] == self.session_id:
+            _state.sessions_var.set(entered[:-1])
+
+    async def __aenter__(self) -> session:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, trace)
+
+
+def current_cell() -> Cell:
+    """The cell that the code running here and now belongs to; `NO_CELL` outside a notebook."""
+    cell = _state.cell_var.get()
+    if cell is not None:
+        return cell
+    last = _state.last_cell
+    return replace(last, source="last_cell") if last is not NO_CELL else last
+
+
+def enter_cell(cell: Cell) -> None:
+    """Note that `cell` runs now. Called by the kernel's hook before each cell."""
+    _state.cell_var.set(cell)
+    _state.last_cell = cell
+
+
+def leave_cell() -> None:
+    """Note that what runs here and now is no cell's, as a widget's callback: it counts to the last cell."""
+    _state.cell_var.set(None)
+
+
+def after_fork() -> None:
+    """Give a forked child an identity of its own: it is another process with its own rows."""
+    _state.new_kernel_id()

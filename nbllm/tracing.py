@@ -1,0 +1,381 @@
+"""The life of a request record: begun when a request asks for a connection, ended exactly once.
+
+Owns `Record` (one HTTP attempt), `Call` (what a verb knows about its attempts), `Connection`, the
+registry of those alive, the subscribers that receive what has ended, and redaction. Knows nothing of
+aiohttp or of the log: `protocol` feeds it, `log` subscribes.
+
+Times of phases are HAR's (HTTP Archive 1.2, "timings"): blocked + dns + connect + send + wait + receive
+make up the duration, and `ssl_ms` is a part of `connect_ms`. Names of columns are OpenTelemetry's
+GenAI names where one exists.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+import warnings
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+from . import tagging
+from .kept import kept
+from .types import Usage
+
+perf_counter = time.perf_counter
+
+
+class Call:
+    """One logical use of a verb, or one request of a foreign client; its attempts share `call_id`.
+
+    A verb makes one, fills what only it knows, and puts it into `current_call` while it sends.
+    """
+
+    __slots__ = (
+        "attempts",
+        "call_id",
+        "cell",
+        "content",
+        "model",
+        "operation",
+        "params",
+        "provider",
+        "record",
+        "response_content",
+        "session_id",
+        "stream",
+    )
+
+    def __init__(self, session_id: str | None = None) -> None:
+        self.call_id = f"{tagging.kernel_id()}-c{next(_state.call_numbers)}"
+        self.session_id = session_id or tagging.current_session()
+        self.cell = tagging.current_cell()
+        self.operation: str | None = None
+        self.provider: str | None = None
+        self.model: str | None = None
+        self.stream: bool | None = None
+        self.params: bytes | None = None
+        self.content: bytes | None = None
+        self.response_content: Any = None
+        self.attempts = 0
+        self.record: Record | None = None
+
+
+class Record:
+    """One HTTP attempt. Attributes are named as the log's columns; None means unknown or not applicable."""
+
+    # Class attributes are the defaults: a record holds only what was set, which keeps it small and quick.
+    id: int
+    request_id: str
+    call_id: str
+    attempt: int
+    session_id: str
+    kernel_id: str
+    cell_id: str | None = None
+    execution_count: int | None = None
+    run_id: str | None = None
+    cell_source: str | None = None
+    operation: str | None = None
+    provider: str | None = None
+    request_model: str | None = None
+    response_model: str | None = None
+    response_id: str | None = None
+    provider_request_id: str | None = None
+    http_method: str | None = None
+    server_address: str | None = None
+    server_port: int | None = None
+    url_path: str | None = None
+    stream: bool | None = None
+    params: str | None = None
+    started_at: float
+    first_chunk_at: float | None = None
+    ended_at: float | None = None
+    duration_ms: float | None = None
+    ttft_ms: float | None = None
+    blocked_ms: float | None = None
+    dns_ms: float | None = None
+    connect_ms: float | None = None
+    ssl_ms: float | None = None
+    send_ms: float | None = None
+    wait_ms: float | None = None
+    receive_ms: float | None = None
+    connection_id: str | None = None
+    connection_reused: bool | None = None
+    connection_reason: str | None = None
+    connection_idle_ms: float | None = None
+    bytes_sent: int | None = None
+    bytes_received: int | None = None
+    chunks: int | None = None
+    status: str | None = None
+    http_status: int | None = None
+    finish_reason: str | None = None
+    error_type: str | None = None
+    error_message: str | None = None
+    retry_after_ms: float | None = None
+    input_tokens: int | None = None
+    cache_read_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    cost_usd: float | None = None
+    cost_source: str | None = None
+
+    # What no column holds: the call, the marks on the monotonic clock, and whether a verb holds the record.
+    call: Call
+    held = False
+    began: float
+    acquired: float | None = None
+    sent: float | None = None
+    first_byte: float | None = None
+    wire_ended: float | None = None
+    ended = False
+
+    def __init__(self, call: Call, held: bool) -> None:
+        call.attempts += 1
+        call.record = self
+        kernel = tagging.kernel_id()
+        self.call = call
+        self.held = held
+        number = next(_state.request_numbers)
+        self.id = tagging.first_request_id() | number
+        self.request_id = f"{kernel}-r{number}"
+        self.call_id = call.call_id
+        self.attempt = call.attempts
+        self.session_id = call.session_id
+        self.kernel_id = kernel
+        self.started_at = time.time()
+        self.began = perf_counter()
+        if (cell := call.cell) is not tagging.NO_CELL:
+            self.cell_id = cell.cell_id
+            self.execution_count = cell.execution_count
+            self.run_id = cell.run_id
+            self.cell_source = cell.source
+        if held:
+            self.operation = call.operation
+            self.provider = call.provider
+            self.request_model = call.model
+            self.stream = call.stream
+
+    def __repr__(self) -> str:
+        shown = (f"{k}={v!r}" for k in columns_set(self) if (v := getattr(self, k)) is not None)
+        return f"Record({', '.join(shown)})"
+
+
+_PRIVATE = {"call", "held", "began", "acquired", "sent", "first_byte", "wire_ended", "ended"}
+
+
+def columns_set(record: Record) -> tuple[str, ...]:
+    """Names of the columns that were set on the record; all others are null."""
+    return tuple(name for name in record.__dict__ if name not in _PRIVATE)
+
+
+class Connection:
+    """One TCP (TLS) connection: who it goes to, since when, and why it was closed."""
+
+    connection_id: str
+    kernel_id: str
+    host: str | None = None
+    port: int | None = None
+    peer: str | None = None
+    local_port: int | None = None
+    tls_version: str | None = None
+    opened_at: float
+    closed_at: float | None = None
+    close_reason: str | None = None
+
+    def __init__(self) -> None:
+        self.kernel_id = tagging.kernel_id()
+        self.connection_id = f"{self.kernel_id}-n{next(_state.connection_numbers)}"
+        self.opened_at = time.time()
+
+
+class _State:
+    """Who is told, and what is alive."""
+
+    def __init__(self) -> None:
+        self.on_request: list[Callable[[Record], None]] = []
+        self.on_connection: list[Callable[[Connection, bool], None]] = []
+        self.running: set[Record] = set()
+        self.connections: dict[str, Connection] = {}
+        self.secrets: tuple[str, ...] = ()
+        self.warned: set[str] = set()
+        self.call_numbers = itertools.count(1)
+        self.request_numbers = itertools.count(1)
+        self.connection_numbers = itertools.count(1)
+        self.current_call: ContextVar[Call | None] = ContextVar("nbllm_call", default=None)
+
+
+_state = kept(__name__, _State)
+current_call = _state.current_call
+
+
+def subscribe(
+    on_request: Callable[[Record], None], on_connection: Callable[[Connection, bool], None]
+) -> None:
+    """Have each ended record, and each opened (True) or closed (False) connection, handed over.
+
+    Subscribers are called on the event loop and must be quick. Subscribing twice is as good as once.
+    """
+    if on_request not in _state.on_request:
+        _state.on_request.append(on_request)
+        _state.on_connection.append(on_connection)
+
+
+def running() -> list[Record]:
+    """Records of the requests in flight."""
+    return list(_state.running.copy())
+
+
+def begin() -> Record:
+    """A record for the HTTP attempt that asks for a connection here and now."""
+    call = current_call.get()
+    if call is None:
+        record = Record(Call(), False)
+    else:
+        if call.record is not None:  # a redirect or a retry: the attempt before is over
+            end(call.record)
+        record = Record(call, True)
+    _state.running.add(record)
+    return record
+
+
+def end_wire(record: Record, status: str, error: BaseException | None = None) -> None:
+    """Note that nothing more will move on the wire for `record`.
+
+    A record that a verb holds is ended by the verb, which has yet to understand the body or the error;
+    only where the verb was cancelled, or its stream abandoned, nobody else will.
+    """
+    if record.wire_ended is not None:
+        return
+    now = record.wire_ended = perf_counter()
+    began, acquired, sent, first = record.began, record.acquired, record.sent, record.first_byte
+    if acquired is not None:
+        if sent is None and first is not None:
+            sent = first  # an answer before the request was out, as a refusal of a large upload is
+        if sent is not None:
+            record.send_ms = (sent - acquired) * 1e3
+            if first is not None:
+                record.wait_ms = max(0.0, first - sent) * 1e3
+                record.receive_ms = (now - first) * 1e3
+    record.duration_ms = (now - began) * 1e3
+    record.ended_at = record.started_at + (now - began)
+    judged = record.status is not None  # by the verb, which then closed the connection
+    if not judged:
+        record.status = status
+        if error is not None:
+            set_error(record, error)
+    if judged or not record.held or status in ("cancelled", "incomplete"):
+        end(record)
+
+
+def end(record: Record) -> None:
+    """Hand the finished record to the subscribers, once."""
+    if record.ended:
+        return
+    record.ended = True
+    for subscriber in _state.on_request:
+        try:
+            subscriber(record)
+        except Exception as error:
+            warn_once(f"a request's record could not be kept: {error!r}")
+    _state.running.discard(record)  # last, so that a view in another thread finds it here or in the log
+
+
+def note_first_content(record: Record) -> None:
+    """Note that the first content of a streamed answer is here; it was, where the whole body has come."""
+    elapsed = (record.wire_ended or perf_counter()) - record.began
+    record.first_chunk_at = record.started_at + elapsed
+    record.ttft_ms = elapsed * 1e3
+
+
+def note_answer(record: Record, response_id: str | None, model: str | None, usage: Usage | None) -> None:
+    """Put what the answer says of itself on the record; input tokens include cached ones."""
+    record.response_id = response_id
+    record.response_model = model
+    if usage is None:
+        return
+    record.input_tokens = usage.prompt_tokens
+    record.output_tokens = usage.completion_tokens
+    if (details := usage.prompt_tokens_details) is not None:
+        record.cache_read_tokens = details.cached_tokens
+        record.cache_write_tokens = details.cache_write_tokens
+    if (details := usage.completion_tokens_details) is not None:
+        record.reasoning_tokens = details.reasoning_tokens
+    if isinstance(usage.cost, (int, float)):
+        record.cost_usd, record.cost_source = usage.cost, "provider"
+
+
+def set_error(record: Record, error: BaseException, kind: str | None = None) -> None:
+    """Note an error on the record, with keys masked."""
+    record.error_type = kind or type(error).__name__
+    record.error_message = redact(str(error) or type(error).__name__)[:2000]
+
+
+def opened(connection: Connection) -> None:
+    """Note a connection that was established."""
+    _state.connections[connection.connection_id] = connection
+    _tell_connection(connection, True)
+
+
+def closed(connection: Connection) -> None:
+    """Note that a connection is gone; `closed_at` and `close_reason` are set."""
+    if _state.connections.pop(connection.connection_id, None) is not None:
+        _tell_connection(connection, False)
+
+
+def connections() -> list[Connection]:
+    """The connections that are open now."""
+    return list(_state.connections.copy().values())
+
+
+def _tell_connection(connection: Connection, is_open: bool) -> None:
+    for subscriber in _state.on_connection:
+        try:
+            subscriber(connection, is_open)
+        except Exception as error:
+            warn_once(f"a connection's record could not be kept: {error!r}")
+
+
+def warn_once(message: str) -> None:
+    """Warn of a failure in tracing, storage or display: once per text, and never by raising."""
+    if message in _state.warned:
+        return
+    _state.warned.add(message)
+    try:
+        warnings.warn(f"nbllm: {message}", RuntimeWarning, stacklevel=2)
+    except RuntimeWarning:  # warnings are errors here; the user's call goes on all the same
+        pass
+
+
+_KEY_PATTERN = re.compile(
+    r"\b(sk-[A-Za-z0-9_\-]{8,}|AIza[A-Za-z0-9_\-]{20,}|gsk_[A-Za-z0-9]{16,}|xai-[A-Za-z0-9]{16,})"
+    # With a digit or "=", or long: "Basic understanding" is no credential.
+    r"|\b([Bb]earer|[Bb]asic)\s+(?=\S*[0-9=]|\S{20})[A-Za-z0-9._~+/=\-]{8,}",
+)
+# Looking for these first spares nearly every text the pattern, which takes twenty times as long.
+_KEY_MARKS = ("sk-", "AIza", "gsk_", "xai-", "earer ", "asic ")
+
+
+def keep_secret(value: str | None) -> None:
+    """Have `value` (a key) masked wherever nbllm writes text."""
+    if value and len(value) >= 6 and value not in _state.secrets:
+        # The longest first, since one key may begin as another. A new tuple: other threads read this one.
+        _state.secrets = tuple(sorted({*_state.secrets, value}, key=len, reverse=True))
+
+
+def redact(text: str) -> str:
+    """`text` with known keys, and what looks like one, masked."""
+    for secret in _state.secrets:
+        if secret in text:
+            text = text.replace(secret, "[key]")
+    for mark in _KEY_MARKS:
+        if mark in text:
+            return _KEY_PATTERN.sub(lambda m: f"{m[2]} [key]" if m[2] else "[key]", text)
+    return text
+
+
+def after_fork() -> None:
+    """Drop the parent's live records in a forked child: they end in the parent."""
+    _state.running.clear()
+    _state.connections.clear()

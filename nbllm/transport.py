@@ -1,0 +1,371 @@
+"""The HTTP session: one connection pool per event loop, in a kernel one.
+
+Owns the connector, the `aiohttp.ClientSession` over it, and their life: made at first use, kept through
+`%reload_ext` and through being closed by somebody, closed silently with the loop or at exit, left alone
+after a fork. Sends one request; knows nothing of providers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import functools
+import ipaddress
+import os
+import ssl
+import sys
+import time
+import urllib.request
+import weakref
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from . import log, loops, protocol, tagging, tracing
+from .exceptions import UsageProblem
+from .kept import kept
+from .settings import Settings, on_change, settings
+
+STALE_RETRIES = 3
+"""How many closed connections of the pool one request may run into before that is an error."""
+STALE_SECONDS = 0.5
+"""How soon a connection that was closed already tells so when it is used."""
+FORK_SECONDS = 5.0
+"""How long a fork may wait for the log's writer to come to rest."""
+
+
+class Pool:
+    """The connector of one event loop, and the HTTP session over it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.connector = self._connector()
+        # nbllm's users share no cookies, and the proxies of the environment are looked up once (trust_env
+        # would do it at each request, in a thread).
+        self.session = aiohttp.ClientSession(
+            connector=self.connector,
+            connector_owner=False,
+            cookie_jar=aiohttp.DummyCookieJar(loop=loop),
+            timeout=settings().timeout,
+            middlewares=_proxy_middlewares(),
+        )
+        # The session belongs to everybody, so nobody's `close()` or `async with` may end it: litellm and
+        # others keep a reference. (aiohttp warns of attributes set the ordinary way in its debug mode.)
+        object.__setattr__(self.session, "close", _stay_open)
+        self._keeper: AsyncGenerator[None, None] | None = None
+        if asyncio._get_running_loop() is loop:
+            # `asyncio.run` finishes async generators before it closes the loop: ours closes the pool then.
+            self._keeper = _close_with_loop(self)
+            try:
+                self._keeper.__anext__().send(None)
+            except StopIteration:
+                pass
+
+    def _connector(self) -> aiohttp.TCPConnector:
+        values = settings()
+        connector = aiohttp.TCPConnector(
+            loop=self.loop,
+            limit=values.limit,
+            limit_per_host=values.limit_per_host,
+            keepalive_timeout=values.keepalive_timeout,
+            ssl=_ssl_context() or True,
+        )
+        protocol.watch(connector)
+        return connector
+
+    def usable_session(self) -> aiohttp.ClientSession:
+        """The session, always the same object, over a new connector where somebody closed the old one."""
+        if self.connector.closed:
+            self.connector = self._connector()
+        if self.session._connector is not self.connector:
+            self.session._connector = self.connector
+        return self.session
+
+    def apply(self, values: Settings) -> None:
+        """Take over changed settings while requests run."""
+        connector = self.connector
+        connector._limit, connector._limit_per_host = values.limit, values.limit_per_host
+        connector._keepalive_timeout = values.keepalive_timeout
+        self.session._timeout = values.timeout
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self._admit_waiting)
+
+    def _admit_waiting(self) -> None:
+        for _ in range(sum(len(waiting) for waiting in self.connector._waiters.values())):
+            self.connector._release_waiter()
+
+    async def aclose(self) -> None:
+        """Close all connections, also those of answers that are still being read."""
+        _state.pools.pop(id(self.loop), None)
+        _close_streams(self.loop)
+        await self.connector.close()
+
+    def close_at_exit(self) -> None:
+        """Close all connections from outside the loop, when nothing will run on it any more."""
+        if self.loop.is_closed() or self.loop.is_running():
+            # A loop that runs is the background loop. A thread may wait there for its answer: woken by an
+            # error now, it would only have something to complain of.
+            self.abandon()
+            return
+        self.loop.call_soon(self.loop.stop)
+        self.loop.run_forever()  # ipykernel asks for the stop twice; the second would end the next run early
+        self.loop.run_until_complete(self.aclose())
+
+    def abandon(self) -> None:
+        """Mark all closed without touching a loop that is gone or that another process uses."""
+        if self.loop.is_closed():
+            self.connector._close()
+        self.connector._closed = True
+
+
+async def _stay_open() -> None:
+    """Stands in for `ClientSession.close`: the shared session lives as long as its loop."""
+
+
+async def _close_with_loop(pool: Pool) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    except GeneratorExit:
+        pass
+    await pool.aclose()  # not while GeneratorExit is handled: what is still open is incomplete, not cancelled
+
+
+class _State:
+    """The pools of this process."""
+
+    def __init__(self) -> None:
+        self.pools: dict[int, Pool] = {}
+        self.streams: weakref.WeakSet[aiohttp.ClientResponse] = weakref.WeakSet()
+        self.lost: list[Pool] = []
+        self.prepared = False
+
+
+_state = kept(__name__, _State)
+
+
+def shared_session() -> aiohttp.ClientSession:
+    """The living HTTP session: one per event loop, in a kernel one for its whole life.
+
+    Use it as any `aiohttp.ClientSession`, or give it to litellm and others as `shared_session`; what goes
+    over it is traced. Closing it does nothing: nbllm closes it with the kernel.
+
+    Returns:
+        Always the same object on the same loop.
+
+    Raises:
+        UsageProblem: No event loop is running and there is no kernel whose loop could be meant.
+    """
+    return _pool().usable_session()
+
+
+def session_for(given: aiohttp.ClientSession | None) -> aiohttp.ClientSession:
+    """The session a call sends through: the caller's own, traced from now on, or the shared one.
+
+    Raises:
+        UsageProblem: The caller's session is closed, belongs to another loop, or is no ClientSession.
+    """
+    if given is None:
+        return _pool().usable_session()
+    if not isinstance(given, aiohttp.ClientSession):
+        raise UsageProblem(f"shared_session must be an aiohttp.ClientSession, not {type(given).__name__}")
+    if given.closed:
+        raise UsageProblem(
+            "the shared_session given is closed: open a new one, or leave it out for nbllm.shared_session()"
+        )
+    if given._loop is not asyncio.get_running_loop():
+        raise UsageProblem(
+            "the shared_session given belongs to another event loop: make it on the loop that uses it, "
+            "or leave it out to use nbllm.shared_session()"
+        )
+    if given.connector is not None:
+        protocol.watch(given.connector)
+        _prepare()
+    return given
+
+
+async def send(
+    call: tracing.Call,
+    session: aiohttp.ClientSession,
+    url: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    timeout: aiohttp.ClientTimeout | None,
+) -> aiohttp.ClientResponse:
+    """POST `body`, and give the response as soon as its headers are there.
+
+    A pooled connection that the server has closed in the meantime costs nothing but another attempt.
+
+    Raises:
+        aiohttp.ClientError, OSError, TimeoutError: As aiohttp raises them.
+    """
+    options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+    token = tracing.current_call.set(call)
+    try:
+        for attempt in range(STALE_RETRIES + 1):
+            try:
+                response = await session.post(url, data=body, headers=headers, **options)
+                if call.stream:
+                    _state.streams.add(response)
+                return response
+            except asyncio.CancelledError:
+                # The socket closes in the loop's next turn; IPython would first take 0.2 s for its traceback.
+                await asyncio.sleep(0)
+                raise
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                record = call.record
+                if record is None or not _was_stale(record) or attempt == STALE_RETRIES:
+                    raise
+        raise AssertionError("unreachable")
+    finally:
+        tracing.current_call.reset(token)
+
+
+def _was_stale(record: tracing.Record) -> bool:
+    """Whether a pooled connection broke because it was closed already, and not over this request.
+
+    A server that has worked on a request for a while may have done, and charged, what it asks for.
+    """
+    return (
+        bool(record.connection_reused)
+        and record.first_byte is None
+        and record.acquired is not None
+        and tracing.perf_counter() - record.acquired < STALE_SECONDS
+    )
+
+
+def pools() -> list[Pool]:
+    """The pools in use, one per event loop."""
+    return list(_state.pools.values())
+
+
+def _pool() -> Pool:
+    loop = asyncio._get_running_loop() or loops.home()
+    if loop is None:
+        raise UsageProblem(
+            "no event loop is running: call nbllm.shared_session() inside a coroutine (async def …)"
+        )
+    pool = _state.pools.get(id(loop))
+    if pool is None or pool.loop is not loop:
+        _prepare()
+        for key, old in list(_state.pools.items()):
+            if old.loop.is_closed():
+                old.abandon()
+                del _state.pools[key]
+        pool = _state.pools[id(loop)] = Pool(loop)
+    return pool
+
+
+def _prepare() -> None:
+    if _state.prepared:
+        return
+    _state.prepared = True
+    tracing.subscribe(log.add_request, log.add_connection)
+    on_change("transport", _apply_to_all)
+    atexit.register(close_at_exit)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
+
+
+def _apply_to_all(values: Settings) -> None:
+    for pool in pools():
+        pool.apply(values)
+
+
+def close_at_exit() -> None:
+    """Close every pool and then the log, without a word."""
+    for pool in pools():
+        if not pool.loop.is_running():
+            _close_streams(pool.loop)
+    for record in tracing.running():
+        tracing.end_wire(record, "incomplete")
+        tracing.end(record)
+    for pool in pools():
+        try:
+            pool.close_at_exit()
+        except Exception:
+            pool.abandon()
+    for connection in tracing.connections():  # those of loops that could not close them
+        connection.closed_at, connection.close_reason = time.time(), "exit"
+        tracing.closed(connection)
+    log.close()
+
+
+def _close_streams(loop: asyncio.AbstractEventLoop) -> None:
+    for response in list(_state.streams):
+        if response._loop is loop:
+            response.close()
+
+
+def _before_fork() -> None:
+    # SQLite keeps the locks of a file in the memory of the process, Python those of a module being imported:
+    # a child that is forked while the writer thread is at work would find the log locked for ever.
+    try:
+        log.flush(FORK_SECONDS)
+    except Exception:
+        pass
+
+
+def _after_fork() -> None:
+    # The sockets and the loop's selector are shared with the parent: closing, or even collecting, a
+    # session here would disturb it.
+    for pool in _state.pools.values():
+        pool.connector._closed = True
+        _state.lost.append(pool)
+    loops.after_fork(pool.loop for pool in _state.pools.values())
+    _state.pools.clear()
+    for module in (tagging, tracing, log):
+        module.after_fork()
+    if (util := sys.modules.get("multiprocessing.util")) is not None:
+        # Its children end without atexit, and forget the finalizers that were set before they began.
+        util.register_after_fork(_state, _close_with_multiprocessing)
+
+
+def _close_with_multiprocessing(state: _State) -> None:
+    sys.modules["multiprocessing.util"].Finalize(None, close_at_exit, exitpriority=0)
+
+
+def _ssl_context() -> ssl.SSLContext | None:
+    # aiohttp makes its context at import; a bundle that the environment names is honoured here, once.
+    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        if path := os.environ.get(name):
+            is_folder = os.path.isdir(path)
+            try:
+                return ssl.create_default_context(
+                    cafile=None if is_folder else path, capath=path if is_folder else None
+                )
+            except (OSError, ssl.SSLError) as error:
+                raise UsageProblem(f"{name}={path!r} is not a usable CA bundle: {error}") from error
+    return None
+
+
+def _proxy_middlewares() -> tuple[Any, ...]:
+    proxies = urllib.request.getproxies()
+    if not any(proxies.get(scheme) for scheme in ("http", "https", "all")):
+        return ()
+
+    @functools.lru_cache(maxsize=256)
+    def proxy_for(scheme: str, host: str) -> tuple[URL, aiohttp.BasicAuth | None] | None:
+        found = proxies.get(scheme) or proxies.get("all")
+        if not found or _is_loopback(host) or urllib.request.proxy_bypass(host):
+            return None
+        url = URL(found if "://" in found else f"http://{found}")
+        auth = aiohttp.BasicAuth(url.user, url.password or "") if url.user else None
+        return url.with_user(None), auth
+
+    async def through_proxy(request: aiohttp.ClientRequest, handler: Any) -> Any:
+        if request.proxy is None and (found := proxy_for(request.url.scheme, request.url.host or "")):
+            request.update_proxy(found[0], found[1], None)
+        return await handler(request)
+
+    return (through_proxy,)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
