@@ -1,0 +1,1 @@
+"""HTTP servers that nbllm brings along: the demo model server."""
