@@ -1,0 +1,116 @@
+"""The works that are measured on both sides in one process: what is done, how much, and its limit.
+
+A work costs something per item (a request, a chunk, a stream) and yields the texts it got, which are compared
+with what the server sent after the clock has stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from benchmarks import canned
+from benchmarks.sides import Side
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measurement: seconds per item, and the texts of all requests that were made for it."""
+
+    cost_s: float
+    texts: list[str]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Something to measure; `size` is how much of it makes one round."""
+
+    name: str
+    title: str
+    unit: str
+    limit: float | None
+    measure: Callable[[Side, int], Awaitable[Sample]]
+    text: str
+    size: int
+    quick_size: int
+    rounds: int
+    by_line: bool = False
+
+
+async def sequential(side: Side, size: int) -> Sample:
+    """CPU time per request, one after the other."""
+    start = time.process_time()
+    texts = [await side.reply("reply") for _ in range(size)]
+    side.settle()
+    return Sample((time.process_time() - start) / size, texts)
+
+
+async def concurrent(side: Side, size: int) -> Sample:
+    """CPU time per request, 100 at once."""
+    start = time.process_time()
+    texts = []
+    for _ in range(size):
+        texts += await asyncio.gather(*(side.reply("reply") for _ in range(100)))
+    side.settle()
+    return Sample((time.process_time() - start) / len(texts), texts)
+
+
+async def throughput(side: Side, size: int) -> Sample:
+    """Wall time per request, 500 at once at a server that takes 50 ms."""
+    start = time.perf_counter()
+    texts = []
+    for _ in range(size):
+        texts += await asyncio.gather(*(side.reply("slow") for _ in range(500)))
+    side.settle()
+    return Sample((time.perf_counter() - start) / len(texts), texts)
+
+
+async def stream(side: Side, size: int, mode: str = "stream") -> Sample:
+    """CPU time per chunk of streams that come as fast as they are read."""
+    start = time.process_time()
+    texts = [await side.stream(mode) for _ in range(size)]
+    side.settle()
+    return Sample((time.process_time() - start) / (size * canned.STREAM_CHUNKS), texts)
+
+
+async def extra(side: Side, size: int) -> Sample:
+    """The same, with chunks that hold fields which OpenAI's format does not know."""
+    return await stream(side, size, "extra")
+
+
+async def tokens(side: Side, size: int) -> Sample:
+    """CPU time per chunk of 100 streams at once that get a token each 10 ms."""
+    start = time.process_time()
+    texts = []
+    for _ in range(size):
+        texts += await asyncio.gather(*(side.stream("tokens") for _ in range(100)))
+    side.settle()
+    return Sample((time.process_time() - start) / (len(texts) * canned.TOKEN_CHUNKS), texts)
+
+
+async def first(side: Side, size: int) -> Sample:
+    """Median wall time from the call to the first text of a stream."""
+    pairs = [await side.first("first") for _ in range(size)]
+    side.settle()
+    return Sample(statistics.median(seconds for seconds, _ in pairs), [text for _, text in pairs])
+
+
+_STREAM_TEXT = canned.text(canned.STREAM_CHUNKS)
+_TOKENS_TEXT = canned.text(canned.TOKEN_CHUNKS)
+_FIRST_TEXT = canned.text(canned.FIRST_CHUNKS)
+
+_REPLY = canned.REPLY_TEXT
+
+# Many short rounds: the median of their ratios is then steady, even on a machine that does other things too.
+WORKS = [
+    Work("sequential", "sequential", "CPU µs/request", 1.2, sequential, _REPLY, 300, 150, 41),
+    Work("concurrent", "100 at once", "CPU µs/request", 1.25, concurrent, _REPLY, 3, 2, 41),
+    Work("throughput", "500 at once, 50 ms server", "requests/s", 1.2, throughput, _REPLY, 1, 1, 31),
+    Work("stream", "5000-chunk stream", "CPU µs/chunk", 1.2, stream, _STREAM_TEXT, 3, 1, 31, True),
+    Work("extra", "… with unknown fields", "CPU µs/chunk", None, extra, _STREAM_TEXT, 3, 1, 21),
+    Work("tokens", "100 streams, 10 ms a token", "CPU µs/chunk", 1.35, tokens, _TOKENS_TEXT, 1, 1, 9, True),
+    Work("first", "time to first content", "µs", 1.25, first, _FIRST_TEXT, 40, 30, 31),
+]

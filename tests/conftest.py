@@ -1,0 +1,97 @@
+"""Fixtures: every test has an environment, a log, settings and servers of its own."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+
+# Whatever is written outside a test (a pool that closes with its loop) must not reach the user's own log.
+os.environ["NBLLM_LOG_PATH"] = "none"
+
+from nbllm import log, loops, settings, tagging, tracing
+from nbllm.servers.demo import DemoServer
+from tests.servers import RawServer
+
+_FOREIGN = (
+    "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_API_BASE", "NBLLM_MODEL", "NBLLM_CONTENT", "NBLLM_DEMO_URL",
+    "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
+    "http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY",
+    "NO_PROXY",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No test sees the user's environment, or what another one has set, sent or logged."""
+    for name in _FOREIGN:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NBLLM_LOG_PATH", str(tmp_path / "log" / "log.db"))
+    _reset()
+    yield
+    if loops._state.runner is not None:  # the loop of synchronous calls, and its pool
+        loops._state.runner.close()
+        loops._state.runner = None
+    tracing._state.running.clear()  # what a failed test left behind
+    log.close()
+    _reset()
+
+
+def _reset() -> None:
+    settings.reset()
+    tracing._state.warned.clear()
+    tracing._state.secrets = type(tracing._state.secrets)()
+    tagging.set_session(None)
+    tagging._state.last_cell = tagging.NO_CELL
+
+
+@pytest.fixture
+def log_path(tmp_path: Path) -> Path:
+    """Where the log of this test is."""
+    return tmp_path / "log" / "log.db"
+
+
+@pytest.fixture
+def server() -> Iterator[RawServer]:
+    """A raw server that behaves as the path of the request says."""
+    with RawServer() as running:
+        yield running
+
+
+@pytest.fixture
+def demo() -> Iterator[DemoServer]:
+    """A demo server without delays."""
+    with DemoServer(pace=0) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    """A certificate authority that nobody else trusts."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def server_context(authority: trustme.CA) -> ssl.SSLContext:
+    """TLS for a server that is called localhost or 127.0.0.1."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
+    return context
+
+
+@pytest.fixture
+def trusted(authority: trustme.CA, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The environment names the test's authority as CA bundle."""
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+
+
+@pytest.fixture
+def tls_server(server_context: ssl.SSLContext, trusted: None) -> Iterator[RawServer]:
+    """A raw server over TLS, trusted."""
+    with RawServer(ssl_context=server_context) as running:
+        yield running
