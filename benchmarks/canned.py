@@ -37,25 +37,26 @@ def _frame(kind: str) -> dict[str, Any]:
     }
 
 
-USAGE = {
-    "prompt_tokens": 92,
-    "completion_tokens": 61,
-    "total_tokens": 153,
-    "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
-    "completion_tokens_details": {
-        "reasoning_tokens": 0,
-        "audio_tokens": 0,
-        "accepted_prediction_tokens": 0,
-        "rejected_prediction_tokens": 0,
-    },
-}
+def _usage(prompt_tokens: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": 61,
+        "total_tokens": prompt_tokens + 61,
+        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+    }
 
 
-def _reply() -> tuple[bytes, str]:
+def _reply(prompt_tokens: int) -> tuple[bytes, str]:
     """A whole chat completion of exactly `REPLY_BYTES`, and its text."""
     message: dict[str, Any] = {"role": "assistant", "content": "", "refusal": None, "annotations": []}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
-    body = {**_frame("chat.completion"), "choices": [choice], "usage": USAGE}
+    body = {**_frame("chat.completion"), "choices": [choice], "usage": _usage(prompt_tokens)}
     room = REPLY_BYTES - len(orjson.dumps(body))
     message["content"] = ("The fourth week stands out, with some 245 units above the mean. " * 9)[:room]
     return orjson.dumps(body), message["content"]
@@ -82,7 +83,7 @@ def events(count: int, extra: bool = False) -> list[bytes]:
 
 def usage_event() -> bytes:
     """The event without choices that closes a stream for which usage was asked."""
-    chunk = {**_frame("chat.completion.chunk"), "choices": [], "usage": USAGE}
+    chunk = {**_frame("chat.completion.chunk"), "choices": [], "usage": _usage(92)}
     return b"data: " + orjson.dumps(chunk) + b"\n\n"
 
 
@@ -95,4 +96,6 @@ def _words(count: int) -> list[str]:
     return [f" word{number}" for number in range(count - 2)]
 
 
-REPLY, REPLY_TEXT = _reply()
+# No two in a row with the same count of tokens: what a client keeps for equal counts must not help it.
+REPLIES = [_reply(prompt_tokens)[0] for prompt_tokens in range(100, 900)]
+REPLY_TEXT = _reply(100)[1]

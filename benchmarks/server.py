@@ -13,6 +13,7 @@ the held requests go. The process ends when its standard input does.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import ssl
 import sys
@@ -28,11 +29,8 @@ FIRST_REST_S = 0.001
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _HEADERS = b"HTTP/1.1 200 OK\r\nx-request-id: req_5f0c2b7d9e1a4c36\r\nopenai-processing-ms: 12\r\n"
-_WHOLE = (
-    _HEADERS
-    + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(canned.REPLY)
-    + canned.REPLY
-)
+_JSON = _HEADERS + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % canned.REPLY_BYTES
+_WHOLE = itertools.cycle([_JSON + reply for reply in canned.REPLIES])
 _STREAM = _HEADERS + b"Content-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -73,7 +71,7 @@ class Counts:
         """Answer every request that is being held."""
         held, self.held = self.held, []
         for transport in held:
-            transport.write(_WHOLE)
+            transport.write(next(_WHOLE))
 
 
 class Connection(asyncio.Protocol):
@@ -111,9 +109,9 @@ class Connection(asyncio.Protocol):
     def answer(self, mode: bytes, body: bytes) -> None:
         end = _USAGE_END if b'"include_usage"' in body else _END
         if mode == b"reply":
-            self.transport.write(_WHOLE)
+            self.transport.write(next(_WHOLE))
         elif mode == b"slow":
-            self.loop.call_later(SLOW_S, self.transport.write, _WHOLE)
+            self.loop.call_later(SLOW_S, self.transport.write, next(_WHOLE))
         elif mode == b"held":
             self.counts.held.append(self.transport)
         elif mode == b"stream":

@@ -6,6 +6,9 @@ thread asks and not the event loop.
 
 from __future__ import annotations
 
+import operator
+import time
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +16,6 @@ from typing import Any
 _PROVIDERS = {"gemini": "google", "together_ai": "together", "xai": "x-ai"}
 
 
-@lru_cache(maxsize=4096)
 def price_usd(
     provider: str,
     model: str,
@@ -22,6 +24,7 @@ def price_usd(
     output_tokens: int | None = None,
     cache_read_tokens: int | None = None,
     cache_write_tokens: int | None = None,
+    at: float | None = None,
 ) -> float | None:
     """The price of one request in US dollars, None where the table doesn't know the model.
 
@@ -32,32 +35,64 @@ def price_usd(
         output_tokens: Tokens of the answer, reasoning included.
         cache_read_tokens: Those of the input that came from the provider's cache.
         cache_write_tokens: Those of the input that went into it.
+        at: When it was sent, in seconds since 1970 UTC, since prices change; default: now.
     """
-    rates = _rates(provider, model.rpartition("/")[2])
-    if rates is None:
-        return None
-    from genai_prices import Usage
+    counts = (input_tokens, output_tokens or 0, cache_read_tokens or 0, cache_write_tokens or 0)
+    if counts[2] + counts[3] > input_tokens:
+        return None  # counts that contradict each other: no price is known
+    rates = _rates(provider, model, int(time.time() if at is None else at) // _PERIOD)
+    if not isinstance(rates, tuple):
+        return None if rates is None else _price(rates, *counts)
+    fixed, *per_million = rates
+    price: float = fixed + sum(map(operator.mul, counts, per_million)) / _MILLION
+    return price
 
-    counts = {
-        "input_tokens": input_tokens,
-        "output_tokens": output_tokens,
-        "cache_read_tokens": cache_read_tokens,
-        "cache_write_tokens": cache_write_tokens,
-    }
-    try:
-        usage = Usage(**{name: count for name, count in counts.items() if count})
-        return float(rates.calc_price(usage)["total_price"])
-    except (ValueError, LookupError, TypeError):  # counts that contradict each other: no price is known
-        return None
+
+_MILLION = 1_000_000
+_PERIOD = 1800  # seconds: some providers have prices by the time of the day
 
 
 @lru_cache(maxsize=256)
-def _rates(provider: str, model: str) -> Any:
-    """The table's rates for a model, None where it has none."""
-    from genai_prices import Usage, calc_price
+def _rates(provider: str, model: str, period: int) -> Any:
+    """What a model costs: None where the table has no price, and its own price object where that has tiers.
 
-    provider = _PROVIDERS.get(provider, provider)
+    Else US dollars for the request itself; for a million tokens of input and of output; and what a million
+    tokens of the input cost more (mostly less) for being read from, or written to, the cache. Asking the
+    table for each request would take 50 µs.
+    """
+    from genai_prices import Usage, calc_price
+    from genai_prices.types import TieredPrices
+
     try:
-        return calc_price(Usage(input_tokens=1), model_ref=model, provider_id=provider).model_price
+        price = calc_price(
+            Usage(input_tokens=1),
+            model_ref=model.rpartition("/")[2],
+            provider_id=_PROVIDERS.get(provider, provider),
+            genai_request_timestamp=datetime.fromtimestamp(period * _PERIOD, UTC),
+        ).model_price
     except LookupError:
+        return None
+    if any(isinstance(part, TieredPrices) for part in vars(price).values()):
+        return price
+    fixed, of_input, of_output = _price(price, 0), _price(price, _MILLION), _price(price, 0, _MILLION)
+    of_read, of_written = _price(price, _MILLION, 0, _MILLION), _price(price, _MILLION, 0, 0, _MILLION)
+    if None in (fixed, of_input, of_output, of_read, of_written):
+        return price
+    return fixed, of_input - fixed, of_output - fixed, of_read - of_input, of_written - of_input
+
+
+def _price(price: Any, tokens: int, output: int = 0, read: int = 0, written: int = 0) -> Any:
+    """What the table's own reckoning says; None where a kind of token has no price."""
+    from genai_prices import Usage
+
+    counts = {
+        "input_tokens": tokens,
+        "output_tokens": output,
+        "cache_read_tokens": read,
+        "cache_write_tokens": written,
+    }
+    try:
+        usage = Usage(**{name: count for name, count in counts.items() if count})
+        return float(price.calc_price(usage)["total_price"])
+    except (ValueError, LookupError, TypeError):
         return None
