@@ -24,6 +24,9 @@ The names are those of litellm and the openai SDK. Unlike litellm's, `APIError` 
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -172,6 +175,12 @@ class Timeout(APIConnectionError):
     status_code = 408
 
 
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """`"; did you mean 'x'?"` for a name that is nearly one of those known, else an empty text."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 _BY_STATUS: dict[int, type[APIError]] = {
     400: BadRequestError,
     401: AuthenticationError,
@@ -186,6 +195,11 @@ _BY_STATUS: dict[int, type[APIError]] = {
 }
 
 
+# Anthropic: "prompt is too long: 210000 tokens > 200000 maximum"; Gemini: "The input token count (…) exceeds
+# the maximum number of tokens allowed".
+_TOO_LONG = re.compile(r"prompt is too long|input token count .* exceeds")
+
+
 def error_class(status: int, code: str | None = None, message: str = "") -> type[APIError]:
     """The class for an HTTP status, refined by the provider's error code and text.
 
@@ -193,10 +207,17 @@ def error_class(status: int, code: str | None = None, message: str = "") -> type
     """
     if status in (400, 413):
         text = f"{code or ''} {message}".lower()
-        if "context_length" in text or "context window" in text or "maximum context" in text:
+        if (
+            "context_length" in text
+            or "context window" in text
+            or "maximum context" in text
+            or _TOO_LONG.search(text)
+        ):
             return ContextWindowExceededError
         if "content_policy" in text or "content_filter" in text or "content management policy" in text:
             return ContentPolicyViolationError
+        if "api_key_invalid" in text:  # Gemini's, which is a 400
+            return AuthenticationError
         if "unsupported_parameter" in text or "unsupported_value" in text:
             return UnsupportedParamsError
         return BadRequestError

@@ -27,7 +27,7 @@ class Object(msgspec.Struct, dict=True, forbid_unknown_fields=True, omit_default
     def __getitem__(self, key: str) -> Any:
         if key in self.__struct_fields__:
             return getattr(self, key)
-        if key in self.__dict__ and key != _OURS:
+        if key in self.__dict__ and key not in _OURS:
             return self.__dict__[key]
         raise KeyError(key)
 
@@ -68,7 +68,7 @@ class Object(msgspec.Struct, dict=True, forbid_unknown_fields=True, omit_default
         return _restored(type(self), msgspec.structs.asdict(self), self.__dict__)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        extra = {name: value for name, value in self.__dict__.items() if name != _OURS}
+        extra = {name: value for name, value in self.__dict__.items() if name not in _OURS}
         return (_restored, (type(self), msgspec.structs.asdict(self), extra))
 
     def __repr__(self) -> str:
@@ -76,7 +76,7 @@ class Object(msgspec.Struct, dict=True, forbid_unknown_fields=True, omit_default
         return f"{type(self).__name__}({shown})"
 
 
-_OURS = "_request"  # where an answer holds its trace record, which is no field
+_OURS = frozenset({"_request", "_parse"})  # where an answer holds its trace record and its parser: no fields
 
 
 def _restored(cls: type[T], fields: dict[str, Any], extra: dict[str, Any]) -> T:
@@ -87,7 +87,7 @@ def _restored(cls: type[T], fields: dict[str, Any], extra: dict[str, Any]) -> T:
 
 def _names(item: Object) -> list[str]:
     # Not `item.keys()`: a provider may add a field of that name.
-    return [*item.__struct_fields__, *(name for name in item.__dict__ if name != _OURS)]
+    return [*item.__struct_fields__, *(name for name in item.__dict__ if name not in _OURS)]
 
 
 class TokensDetails(Object):
@@ -209,7 +209,19 @@ class ChatCompletion(Object):
     @property
     def request(self) -> Any:
         """The trace record of the request that brought this answer (None when made by hand)."""
-        return self.__dict__.get(_OURS)
+        return self.__dict__.get("_request")
+
+    @property
+    def parsed(self) -> Any:
+        """The first choice's text as an object of the `response_format` that was asked for.
+
+        None where none was asked for, or the answer has no text (a refusal, a tool call).
+
+        Raises:
+            APIResponseValidationError: The text does not fit it.
+        """
+        parse = self.__dict__.get("_parse")
+        return parse(self.text) if parse is not None and self.text else None
 
     @property
     def cost_usd(self) -> float | None:

@@ -1,37 +1,110 @@
 """Providers: pure translators between OpenAI's shapes and a provider's wire format.
 
-`resolve` finds the provider of a model string. A provider turns (parameters) into an HTTP request and an
-HTTP response, or an SSE event, into an OpenAI-shaped object. No I/O in here.
+`resolve` finds the provider of a model string. A provider's dialect turns (parameters) into an HTTP request
+and an HTTP response, or an SSE event, into an OpenAI-shaped object. No I/O in here, but for a server that
+starts when its address is asked for (`Provider.base_url` as a function).
 """
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from functools import lru_cache
 from urllib.parse import urlsplit
 
-from ..exceptions import AuthenticationError, NotFoundError, UsageProblem
+from ..exceptions import AuthenticationError, NotFoundError, UsageProblem, did_you_mean
 from ..kept import kept
-from .base import Provider, Route
+from . import anthropic, azure, gemini, openai
+from .base import Dialect, HttpRequest, Provider, Route
 
-__all__ = ["PROVIDERS", "Provider", "Route", "register", "resolve"]
+__all__ = ["PROVIDERS", "Dialect", "HttpRequest", "Provider", "Route", "register", "resolve"]
 
-# Prefix -> provider. All of these speak OpenAI's format; `base_url` may also be a function, for a server
-# that starts at first use.
+
+def _like_openai(
+    name: str, base_url: str | None, key_variable: str | None = None, *, key_optional: bool = False
+) -> Provider:
+    """A provider that speaks OpenAI's format, with its variables named as litellm names them."""
+    prefix = name.upper()
+    key_variables = (key_variable or f"{prefix}_API_KEY",)
+    return Provider(name, base_url, openai, key_variables, (f"{prefix}_API_BASE",), key_optional)
+
+
+# Prefix -> provider. Names, addresses and variables are those of the official SDKs and of litellm.
 PROVIDERS: dict[str, Provider] = kept(__name__, dict)
 PROVIDERS |= {
-    "openai": Provider(
-        name="openai",
-        base_url="https://api.openai.com/v1",
-        key_variables=("OPENAI_API_KEY",),
-        base_url_variables=("OPENAI_BASE_URL", "OPENAI_API_BASE"),
-    ),
+    provider.name: provider
+    for provider in (
+        Provider(
+            "openai",
+            "https://api.openai.com/v1",
+            openai,
+            ("OPENAI_API_KEY",),
+            ("OPENAI_BASE_URL", "OPENAI_API_BASE"),
+        ),
+        Provider(
+            "azure",
+            None,
+            openai,
+            ("AZURE_API_KEY", "AZURE_OPENAI_API_KEY"),
+            ("AZURE_API_BASE", "AZURE_OPENAI_ENDPOINT"),
+            key_header="api-key",
+            key_prefix="",
+            url=azure.url,
+        ),
+        Provider(
+            "anthropic",
+            "https://api.anthropic.com/v1",
+            anthropic,
+            ("ANTHROPIC_API_KEY",),
+            ("ANTHROPIC_BASE_URL", "ANTHROPIC_API_BASE"),
+            key_header="x-api-key",
+            key_prefix="",
+            headers={"anthropic-version": "2023-06-01"},
+            version="/v1",
+        ),
+        Provider(
+            "gemini",
+            "https://generativelanguage.googleapis.com/v1beta",
+            gemini,
+            ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+            ("GOOGLE_GEMINI_BASE_URL", "GEMINI_API_BASE"),
+            key_header="x-goog-api-key",
+            key_prefix="",
+            version="/v1beta",
+        ),
+        Provider(
+            "litellm_proxy",
+            None,
+            openai,
+            ("LITELLM_PROXY_API_KEY",),
+            ("LITELLM_PROXY_API_BASE",),
+            key_optional=True,
+            takes_session=True,
+        ),
+        _like_openai("openrouter", "https://openrouter.ai/api/v1"),
+        _like_openai("groq", "https://api.groq.com/openai/v1"),
+        _like_openai("mistral", "https://api.mistral.ai/v1"),
+        _like_openai("deepseek", "https://api.deepseek.com/v1"),
+        _like_openai("together_ai", "https://api.together.xyz/v1", "TOGETHERAI_API_KEY"),
+        _like_openai("xai", "https://api.x.ai/v1"),
+        _like_openai("ollama", "http://localhost:11434/v1", key_optional=True),
+        _like_openai("hosted_vllm", None, key_optional=True),
+        _like_openai("vllm", "http://localhost:8000/v1", key_optional=True),
+        _like_openai("lm_studio", "http://localhost:1234/v1", key_optional=True),
+        _like_openai("llamacpp", "http://localhost:8080/v1", key_optional=True),
+    )
 }
 
-# Names that people write bare and that belong to OpenAI.
-_OPENAI_NAMES = (
-    "gpt-", "chatgpt-", "ft:gpt-", "o1", "o3", "o4", "text-embedding-", "dall-e-", "whisper-", "tts-",
-)  # fmt: skip
+# How bare names begin that people write without a provider.
+_BARE_NAMES = {
+    "openai": (
+        *("gpt-", "chatgpt-", "ft:gpt-", "o1", "o3", "o4", "text-embedding-", "dall-e-", "whisper-", "tts-"),
+        *("codex-", "computer-use-", "omni-moderation-"),
+    ),
+    "anthropic": ("claude-",),
+    "gemini": ("gemini-",),
+}
 
 
 def register(provider: Provider) -> None:
@@ -46,16 +119,17 @@ def resolve(
     *,
     base_url: str | None = None,
     api_key: str | None = None,
-    environ: dict[str, str] | None = None,
+    api_version: str | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> Route:
     """Where a model string leads: its provider, the name on the wire, the URL and the key.
 
-    `prefix/name` names the provider; a bare OpenAI name is OpenAI's. With a `base_url` any model goes
-    there, in OpenAI's format; a known prefix is taken off, another one stays, since such servers use
-    names with slashes themselves.
+    `prefix/name` names the provider; a bare name of OpenAI, Anthropic or Google is theirs. With a `base_url`
+    any other model goes there, in OpenAI's format; a known prefix is taken off, another one stays, since
+    such servers use names with slashes themselves.
 
     Raises:
-        UsageProblem: `model`, `base_url` or the key is not usable text.
+        UsageProblem: `model`, `base_url` or the key is not usable text, or the base URL is missing.
         NotFoundError: No provider is known for the model.
         AuthenticationError: The provider needs a key and there is none.
     """
@@ -64,22 +138,34 @@ def resolve(
         raise UsageProblem(f"model must be a text such as 'gpt-4o-mini'; got {model!r}")
     provider_name, name = _provider_of(model.strip(), base_url is not None)
     provider = PROVIDERS[provider_name]
-    key = api_key or next((env[v] for v in provider.key_variables if env.get(v)), None)
-    url = base_url or next((env[v] for v in provider.base_url_variables if env.get(v)), None)
+    key, url = api_key, base_url
+    if key is None:
+        key = next((env[v] for v in provider.key_variables if env.get(v)), None)
     if url is None:
-        if key is None and provider.key_variables:
+        url = next((env[v] for v in provider.base_url_variables if env.get(v)), None)
+    if url is None:
+        if key is None and provider.key_variables and not provider.key_optional:
             raise AuthenticationError(
                 f"no key for {provider.name}: set the environment variable {provider.key_variables[0]} "
                 "or give api_key=. Without a key, demo/small answers",
                 model=model,
                 llm_provider=provider.name,
             )
+        if provider.base_url is None:
+            raise UsageProblem(
+                f"no address for {provider.name}: set the environment variable "
+                f"{provider.base_url_variables[0]} or give base_url="
+            )
         url = provider.base_url if isinstance(provider.base_url, str) else provider.base_url()
     if not isinstance(url, str):
         raise UsageProblem(f"base_url must be a text such as 'https://host/v1'; got {url!r}")
     if key is not None and not isinstance(key, str):
         raise UsageProblem(f"api_key must be a text, not {type(key).__name__}")
-    return _route(provider_name, name, url, key)
+    if provider_name == "azure":
+        api_version = api_version or env.get("AZURE_API_VERSION") or env.get("OPENAI_API_VERSION")
+        if key is None and (token := env.get("AZURE_AD_TOKEN")):
+            key = f"Bearer {token}"
+    return _route(provider_name, model, name, url, key, api_version)
 
 
 @lru_cache(maxsize=1024)
@@ -88,24 +174,39 @@ def _provider_of(model: str, has_base_url: bool) -> tuple[str, str]:
     prefix, slash, rest = model.partition("/")
     if slash and rest and prefix in PROVIDERS:
         return prefix, rest
-    if has_base_url or model.startswith(_OPENAI_NAMES):
+    for provider, beginnings in _BARE_NAMES.items():
+        # A server of one's own speaks OpenAI's format, whatever its models are called.
+        if not slash and not has_base_url and model.startswith(beginnings):
+            return provider, model
+    if has_base_url or model.startswith(_BARE_NAMES["openai"]):
         return "openai", model
     known = ", ".join(f"{name}/…" for name in PROVIDERS)
+    meant = did_you_mean(prefix, PROVIDERS) if slash else ""
     raise NotFoundError(
-        f"no provider is known for model {model!r}: write one of {known}, "
-        "a bare OpenAI name such as gpt-4o-mini, or give base_url=",
+        f"no provider is known for model {model!r}{meant or ':'} write one of {known}, "
+        "a bare name such as gpt-4o-mini, claude-… or gemini-…, or give base_url=",
         model=model,
     )
 
 
 @lru_cache(maxsize=1024)
-def _route(provider_name: str, model: str, url: str, key: str | None) -> Route:
-    headers = {"Content-Type": "application/json"}
+def _route(
+    provider_name: str, asked: str, model: str, url: str, key: str | None, api_version: str | None
+) -> Route:
+    provider = PROVIDERS[provider_name]
+    headers = {"Content-Type": "application/json", **provider.headers}
     if key := key and key.strip():  # a key read from a file ends in a line break
         if not key.isprintable():
             raise UsageProblem("the API key holds a line break or another control character")
-        headers["Authorization"] = f"Bearer {key}"
-    return Route(PROVIDERS[provider_name], model, _checked_url(url), key, headers)
+        if key.startswith("Bearer "):  # a token of Microsoft Entra, where Azure's key would stand
+            headers["Authorization"] = key
+            key = key.removeprefix("Bearer ")
+        else:
+            headers[provider.key_header] = provider.key_prefix + key
+    url = _checked_url(url)
+    if provider.version and not re.search(r"/v\d\w*$", url):
+        url += provider.version
+    return Route(provider, asked, model, url, key, headers, api_version)
 
 
 def _checked_url(url: str) -> str:
