@@ -17,6 +17,7 @@ from nbllm.settings import DEFAULT_TIMEOUT, Settings, client_timeout, default_mo
 
 def test_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NBLLM_LOG_PATH")
+    monkeypatch.delenv("NBLLM_NUM_RETRIES")
     module.reset()
     assert settings() == Settings()
     values = settings()
@@ -105,6 +106,23 @@ def test_the_default_model(monkeypatch: pytest.MonkeyPatch) -> None:
         {"log": True},
         {"log": "postgresql://host/db"},
         {"log": "sqlite:///x.db"},
+        {"max_concurrency": 0},
+        {"max_concurrency": 2.5},
+        {"max_concurrency": True},
+        {"max_concurrency": {"openai": 0}},
+        {"max_concurrency": {"openai": None}},
+        {"rpm": 0},
+        {"rpm": -1},
+        {"rpm": "500"},
+        {"rpm": float("nan")},
+        {"rpm": float("inf")},
+        {"rpm": True},
+        {"rpm": [500]},
+        {"rpm": {"openai": "500"}},
+        {"rpm": {"": 500}},
+        {"rpm": {1: 500}},
+        {"tpm": 0},
+        {"tpm": {"openai": -1}},
     ],
 )
 def test_what_cant_work_is_refused_and_changes_nothing(values: dict[str, Any]) -> None:
@@ -121,6 +139,33 @@ def test_a_misspelt_setting_is_answered_with_the_right_one() -> None:
         nbllm.configure(keep_alive_timeout=5)
     with pytest.raises(nbllm.UsageProblem, match="there are: model, limit"):
         nbllm.configure(nonsense=5)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_concurrency": 8, "rpm": 500, "tpm": 30_000},
+        {"max_concurrency": {"openai": 8}, "rpm": {"openai": 0.5, "anthropic": 50}, "tpm": {}},
+        {"max_concurrency": None, "rpm": None, "tpm": None},
+    ],
+)
+def test_limits_are_numbers_or_dicts_by_provider(values: dict[str, Any]) -> None:
+    after = nbllm.configure(**values)
+    assert {name: getattr(after, name) for name in values} == values
+
+
+def test_a_limit_is_refused_with_what_it_may_be() -> None:
+    with pytest.raises(nbllm.UsageProblem, match=r"rpm must be a positive number, .*'openai'.*None.*got 0"):
+        nbllm.configure(rpm=0)
+    with pytest.raises(nbllm.UsageProblem, match=r"max_concurrency must be a positive whole number"):
+        nbllm.configure(max_concurrency=1.5)
+
+
+def test_a_dict_of_limits_is_copied() -> None:
+    given = {"openai": 5}
+    nbllm.configure(rpm=given)
+    given["openai"] = 0
+    assert settings().rpm == {"openai": 5}
 
 
 def test_timeouts() -> None:
