@@ -9,6 +9,18 @@ from typing import Any
 
 from . import providers
 from .client import acompletion, completion
+from .endpoints import (
+    aembedding,
+    aimage_generation,
+    amodels,
+    aspeech,
+    atranscription,
+    embedding,
+    image_generation,
+    models,
+    speech,
+    transcription,
+)
 from .exceptions import (
     APIConnectionError,
     APIError,
@@ -61,16 +73,26 @@ __all__ = [
     "UnsupportedParamsError",
     "UsageProblem",
     "acompletion",
+    "aembedding",
+    "aimage_generation",
+    "amodels",
+    "aspeech",
+    "atranscription",
     "completion",
     "configure",
     "connections",
     "current_session",
+    "embedding",
+    "image_generation",
     "kernel_id",
+    "models",
     "requests",
     "session",
     "sessions",
     "set_session",
     "shared_session",
+    "speech",
+    "transcription",
 ]
 
 
@@ -81,7 +103,7 @@ def _demo_url() -> str:
     return demo_url()
 
 
-providers.register(providers.Provider(name="demo", base_url=_demo_url))
+providers.register(providers.Provider("demo", _demo_url, providers.openai))
 
 
 def __dir__() -> list[str]:

@@ -9,14 +9,13 @@ JSON object or list after `=` is one word with its quotes. Flags are written in 
 
 from __future__ import annotations
 
-import difflib
 import json
 import keyword
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .exceptions import UsageProblem
+from .exceptions import UsageProblem, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +203,7 @@ def _option(flag: str) -> Option:
         if flag in option.flags:
             return option
     flags = [flag for option in OPTIONS for flag in option.flags]
-    near = difflib.get_close_matches(flag, flags, n=1)
-    hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(flags)}"
+    hint = did_you_mean(flag, flags) or f"; there are {', '.join(flags)}"
     raise UsageProblem(f"there is no option {flag}{hint}")
 
 

@@ -13,16 +13,16 @@ import msgspec
 
 from . import tracing
 from .exceptions import APIConnectionError, APIError, APIResponseValidationError, Timeout
-from .providers import Route, openai
+from .providers import Route, errors
 
 
-def from_transport(error: BaseException, call: tracing.Call, model: str, route: Route) -> APIConnectionError:
+def from_transport(error: BaseException, call: tracing.Call, route: Route) -> APIConnectionError:
     """aiohttp's error as one of ours, with the URL that was tried."""
-    details: dict[str, Any] = {"model": model, "llm_provider": route.provider.name}
+    details: dict[str, Any] = {"model": route.asked, "llm_provider": route.provider.name}
     if isinstance(error, TimeoutError):
         what = str(error) or "no answer in time"
         result: APIConnectionError = Timeout(
-            f"Timeout: {route.base_url}: {what}. timeout= sets how long to wait", **details
+            f"{route.base_url}: {what}. timeout= sets how long to wait", **details
         )
     else:
         reason = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
@@ -31,36 +31,30 @@ def from_transport(error: BaseException, call: tracing.Call, model: str, route: 
             text = f"the answer broke off: {text}"
         elif isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)):
             text += ". A CA bundle of your own goes into SSL_CERT_FILE"
-        result = APIConnectionError(f"APIConnectionError: {route.base_url}: {text}", **details)
+        result = APIConnectionError(f"{route.base_url}: {text}", **details)
     note(call, result)
     return result
 
 
-def from_refusal(
-    response: aiohttp.ClientResponse, body: bytes, call: tracing.Call, model: str, route: Route
-) -> APIError:
+def from_refusal(response: aiohttp.ClientResponse, body: bytes, call: tracing.Call, route: Route) -> APIError:
     """The error that a status of 400 or above stands for."""
-    error = openai.error_from(
-        response.status, response.headers, body, model=model, route=route, redact=tracing.redact
-    )
+    error = errors.error_from(response.status, response.headers, body, route=route, redact=tracing.redact)
     note(call, error)
     return error
 
 
-def from_body(
-    response: aiohttp.ClientResponse, body: bytes, call: tracing.Call, model: str, route: Route
-) -> APIError:
+def from_body(response: aiohttp.ClientResponse, body: bytes, call: tracing.Call, route: Route) -> APIError:
     """The error for a 200 whose body holds an error, or is not what was asked for."""
-    error = openai.error_inside(body, model=model, route=route, redact=tracing.redact)
+    error = errors.error_inside(body, route=route, redact=tracing.redact)
     if error is None:
         start = " ".join(body[:120].decode("utf-8", "replace").split()) or "nothing"
         error = APIResponseValidationError(
             f"{route.base_url} answered with something that is not a chat completion "
             f"({response.content_type}): {tracing.redact(start)}. Does the base URL end in /v1?",
             status_code=response.status,
-            model=model,
+            model=route.asked,
             llm_provider=route.provider.name,
-            response=openai.kept_headers(response.headers),
+            response=errors.kept_headers(response.headers),
         )
     note(call, error)
     return error
@@ -77,8 +71,10 @@ def note(call: tracing.Call, error: APIError) -> None:
     if error.retry_after is not None:
         record.retry_after_ms = error.retry_after * 1e3
     tracing.set_error(record, error)
-    if call.content is not None and error.body is not None:
-        call.response_content = error.body if isinstance(error.body, str) else msgspec.json.encode(error.body)
+    if record.content is not None and error.body is not None:
+        record.response_content = (
+            error.body if isinstance(error.body, str) else msgspec.json.encode(error.body)
+        )
     if record.wire_ended is not None:
         tracing.end(record)
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 SESSIONS: dict[str, str] = {
     "session_id": "text",
     "requests": "int",
-    "calls": "int",
     "ok": "int",
     "errors": "int",
     "cancelled": "int",
@@ -34,7 +33,6 @@ SESSIONS: dict[str, str] = {
     "cost_usd": "float",
     "unpriced": "int",
     "duration_ms": "float",
-    "duration_p50_ms": "float",
     "duration_p95_ms": "float",
     "ttft_p50_ms": "float",
     "connections_opened": "int",
@@ -60,7 +58,8 @@ def requests(session: str | None = None, kernel: str | None = None) -> pd.DataFr
           where the cell's id comes from (frontend, execution_count, last_cell).
         - operation, provider, request_model, response_model, response_id, provider_request_id, params.
         - http_method, server_address, server_port, url_path, stream, http_status.
-        - started_at, first_chunk_at, ended_at; duration_ms, and its phases blocked_ms (waited for a free
+        - started_at, first_chunk_at, ended_at; queued_ms: waited for nbllm's own limits (`configure(rpm=…)`)
+          before that; duration_ms, and its phases blocked_ms (waited for a free
           connection), dns_ms, connect_ms (TCP and TLS), ssl_ms (TLS, part of connect_ms), send_ms, wait_ms,
           receive_ms; ttft_ms: to the first content of a stream.
         - connection_id, connection_reused; connection_reason: why a new one (first, all busy, limit, idle
@@ -95,15 +94,20 @@ def connections(kernel: str | None = None) -> pd.DataFrame:
     }
     conditions = {} if kernel == "all" else {"kernel_id = ?": kernel or tagging.kernel_id()}
     rows = _select(schema.CONNECTIONS, "connections", conditions, "opened_at")
-    served: dict[str, list[Any]] = {}
+    served: dict[str, list[tuple[Any, ...]]] = {}
     for row in _request_rows(None, kernel):
         if (connection_id := row[_AT["connection_id"]]) is not None:
-            totals = served.setdefault(connection_id, [0, 0, 0, None])
-            totals[0] += 1
-            totals[1] += row[_AT["bytes_sent"]] or 0
-            totals[2] += row[_AT["bytes_received"]] or 0
-            totals[3] = row[_AT["connect_ms"]] if totals[3] is None else totals[3]
-    return _frame(columns, [(*row, *served.get(row[0], (0, 0, 0, None))) for row in rows])
+            served.setdefault(connection_id, []).append(row)
+    return _frame(columns, [(*row, *_served(served.get(row[0], []))) for row in rows])
+
+
+def _served(rows: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """What a connection did, from the requests that used it."""
+    sent, received, connect_ms = (
+        [row[_AT[name]] for row in rows if row[_AT[name]] is not None]
+        for name in ("bytes_sent", "bytes_received", "connect_ms")
+    )
+    return len(rows), _sum(sent), _sum(received), connect_ms[0] if connect_ms else None
 
 
 def sessions(kernel: str | None = None) -> pd.DataFrame:
@@ -113,11 +117,11 @@ def sessions(kernel: str | None = None) -> pd.DataFrame:
         kernel: None for this kernel, "all" for the whole log, or a kernel_id.
 
     Returns:
-        Columns session_id; requests (attempts) and calls; ok, errors, cancelled, incomplete, running:
+        Columns session_id; requests (attempts); ok, errors, cancelled, incomplete, running:
         requests by status; cells (as `[3], [5]`, or ids where there is no number) and models;
-        input_tokens, output_tokens: sums; cost_usd: sum of the known costs, null if none is known;
-        unpriced: requests with tokens whose price is unknown; duration_ms: sum; duration_p50_ms,
-        duration_p95_ms, ttft_p50_ms; connections_opened; reuse_ratio: share of requests on a reused
+        input_tokens, output_tokens, cost_usd: sums of what is known, null if nothing is;
+        unpriced: requests with tokens whose price is unknown; duration_ms: sum;
+        duration_p95_ms; ttft_p50_ms; connections_opened; reuse_ratio: share of requests on a reused
         connection; started_at, ended_at.
     """
     groups: dict[str, list[tuple[Any, ...]]] = {}
@@ -172,7 +176,7 @@ def _summary(session_id: str, rows: list[tuple[Any, ...]]) -> tuple[Any, ...]:
         return [row[index] for row in rows if row[index] is not None]
 
     statuses = [row[_AT["status"]] for row in rows]
-    costs, ends = column("cost_usd"), column("ended_at")
+    ends = column("ended_at")
     unpriced = [row for row in rows if row[_AT["input_tokens"]] is not None and row[_AT["cost_usd"]] is None]
     reused = column("connection_reused")
     numbers = [
@@ -183,16 +187,14 @@ def _summary(session_id: str, rows: list[tuple[Any, ...]]) -> tuple[Any, ...]:
     return (
         session_id,
         len(rows),
-        len(set(column("call_id"))),
         *(statuses.count(status) for status in ("ok", "error", "cancelled", "incomplete", None)),
         ", ".join(dict.fromkeys(number for number in numbers if number)),
         ", ".join(dict.fromkeys(column("request_model"))),
-        sum(column("input_tokens")),
-        sum(column("output_tokens")),
-        sum(costs) if costs else None,
+        _sum(column("input_tokens")),
+        _sum(column("output_tokens")),
+        _sum(column("cost_usd")),
         len(unpriced),
-        sum(durations),
-        _quantile(durations, 0.5),
+        _sum(durations),
         _quantile(durations, 0.95),
         _quantile(sorted(column("ttft_ms")), 0.5),
         len({row[_AT["connection_id"]] for row in rows if row[_AT["connection_reused"]] == 0}),
@@ -200,6 +202,11 @@ def _summary(session_id: str, rows: list[tuple[Any, ...]]) -> tuple[Any, ...]:
         min(column("started_at")),
         max(ends) if ends else None,
     )
+
+
+def _sum(known: list[Any]) -> Any:
+    """The sum of what is known; None where nothing is."""
+    return sum(known) if known else None
 
 
 def _quantile(ordered: list[float], share: float) -> float | None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import ast
 import builtins
-import difflib
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from .exceptions import UsageProblem
+from .exceptions import UsageProblem, did_you_mean
 
 # The innermost pair: nothing between them opens or closes another, and `{{{x}}}` is a value in braces.
 _PLACE = re.compile(r"(\\?)\{\{(?!\{)((?:(?!\{\{|\}\}).)+)\}\}", re.DOTALL)
@@ -37,12 +36,6 @@ def expand(text: str, namespace: Mapping[str, Any]) -> str:
         return match[0] if expression is None else _value(expression, inside.strip(), namespace)
 
     return _PLACE.sub(value, text)
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """`; did you mean 'this'?` where one of `names` is near `name`, else nothing."""
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _expression(inside: str) -> ast.Expression | None:
@@ -72,7 +65,7 @@ def _value(expression: ast.Expression, source: str, namespace: Mapping[str, Any]
             raise UsageProblem(f"{shown} is a coroutine: await it in a cell and put in its result")
         return str(value)
     except NameError as error:
-        hint = nearest(error.name or "", [*namespace, *dir(builtins)])
+        hint = did_you_mean(error.name or "", [*namespace, *dir(builtins)])
         raise UsageProblem(
             f"{shown}: name {error.name!r} is not defined{hint} (\\{{{{ keeps the braces as they are)"
         ) from None
@@ -81,5 +74,5 @@ def _value(expression: ast.Expression, source: str, namespace: Mapping[str, Any]
     except Exception as error:
         hint = ""
         if isinstance(error, AttributeError) and error.name:
-            hint = nearest(error.name, [name for name in dir(error.obj) if not name.startswith("_")])
+            hint = did_you_mean(error.name, [name for name in dir(error.obj) if not name.startswith("_")])
         raise UsageProblem(f"{shown}: {type(error).__name__}: {error}{hint}") from error

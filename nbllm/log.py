@@ -31,6 +31,8 @@ T = TypeVar("T")
 BATCH_SECONDS = 0.05
 LOCKED_SECONDS = 5.0
 ROWS_A_STATEMENT = 40
+FORK_SECONDS = 5.0
+"""How long a fork may wait for the writer to come to rest."""
 
 
 class Log:
@@ -96,6 +98,9 @@ class Log:
                 except RuntimeError:  # the interpreter is going down; `run` drains the queue
                     return
                 self.thread = thread
+                if not _state.minds_forks and hasattr(os, "register_at_fork"):
+                    _state.minds_forks = True
+                    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
 
     # -- the writer thread -----------------------------------------------------------------------
 
@@ -231,6 +236,7 @@ class _State:
     def __init__(self) -> None:
         self.log = Log()
         self.lost: list[Log] = []
+        self.minds_forks = False
 
 
 _state = kept(__name__, _State)
@@ -258,6 +264,7 @@ def price(record: tracing.Record) -> None:
             output_tokens=record.output_tokens,
             cache_read_tokens=record.cache_read_tokens,
             cache_write_tokens=record.cache_write_tokens,
+            at=record.started_at,
         )
     except Exception as error:  # the row is worth more than its price
         tracing.warn_once(f"prices can't be looked up: {error!r}")
@@ -300,8 +307,17 @@ def default_path() -> str:
     return str(platformdirs.user_state_path("nbllm") / "log.db")
 
 
-def after_fork() -> None:
-    """Begin anew in a forked child: the thread did not come along, and SQLite forbids shared handles."""
+def _before_fork() -> None:
+    # SQLite keeps the locks of a file in the memory of the process, Python those of a module being imported:
+    # a child that is forked while the writer thread is at work would find the log locked for ever.
+    try:
+        flush(FORK_SECONDS)
+    except Exception:
+        pass
+
+
+def _after_fork() -> None:
+    # The thread did not come along, and SQLite forbids shared handles.
     _state.lost.append(_state.log)
     _state.log = Log()
 
@@ -319,6 +335,18 @@ def _reopen(values: Settings) -> None:
 on_change("log", _reopen)
 
 
+class _Shape:
+    """Columns of a table that rows fill together, and what follows from them."""
+
+    def __init__(self, table: str, columns: tuple[str, ...]) -> None:
+        self.table = table
+        self.columns = columns
+        self.values: Callable[[dict[str, Any]], tuple[Any, ...]] = operator.itemgetter(*columns)
+        self.insert_statement = functools.lru_cache(
+            functools.partial(schema.insert_statement, table, columns)
+        )
+
+
 class _Batch:
     """Rows to be written in one transaction, by table and by the columns that they fill.
 
@@ -327,10 +355,10 @@ class _Batch:
 
     def __init__(self, again: bool = False) -> None:
         self.again = again  # rows that were written once: where they are there already, that is fine
-        self.inserts: dict[tuple[str, tuple[str, ...]], list[tuple[Any, ...]]] = {}
+        self.inserts: dict[_Shape, list[tuple[Any, ...]]] = {}
 
-    def insert(self, table: str, columns: tuple[str, ...], values: tuple[Any, ...]) -> None:
-        self.inserts.setdefault((table, columns), []).append(values)
+    def insert(self, shape: _Shape, values: tuple[Any, ...]) -> None:
+        self.inserts.setdefault(shape, []).append(values)
 
     def take(self, items: list[Any]) -> None:
         """Turn ended records and connections into rows."""
@@ -338,7 +366,7 @@ class _Batch:
             if hasattr(item, "call"):
                 self._take_record(item)
             else:
-                self.insert("connections", _CONNECTION_COLUMNS, schema.connection_values(item))
+                self.insert(_CONNECTION, schema.connection_values(item))
 
     def _take_record(self, record: tracing.Record) -> None:
         call = record.call
@@ -353,24 +381,23 @@ class _Batch:
         # Records that took the same path set the same attributes in the same order.
         shape = _shapes.get(key := tuple(attributes))
         if shape is None:
-            columns = tracing.columns_set(record)
-            shape = _shapes[key] = (columns, operator.itemgetter(*columns))
-        self.insert("requests", shape[0], shape[1](attributes))
-        if call.content is not None:
-            content = (record.id, _text(call.content), _text(call.response_content))
-            self.insert("contents", _CONTENT_COLUMNS, content)
-            call.content = call.response_content = None  # an answer that is kept shouldn't keep these
+            shape = _shapes[key] = _Shape("requests", tracing.columns_set(record))
+        self.insert(shape, shape.values(attributes))
+        if record.content is not None:
+            content = (record.id, _text(record.content), _text(record.response_content))
+            self.insert(_CONTENT, content)
+            record.content = record.response_content = None  # an answer that is kept shouldn't keep these
 
     def write(self, connection: sa.Connection) -> None:
         """Write all, or nothing."""
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         try:
-            for (table, columns), rows in self.inserts.items():
+            for shape, rows in self.inserts.items():
                 # Many rows a statement: sqlite3 hands the GIL over at each, and the event loop wants it.
                 for start in range(0, len(rows), ROWS_A_STATEMENT):
                     some = rows[start : start + ROWS_A_STATEMENT]
                     connection.exec_driver_sql(
-                        _insert_statement(table, columns, len(some), self.again),
+                        shape.insert_statement(len(some), self.again),
                         tuple(itertools.chain.from_iterable(some)),
                     )
             connection.exec_driver_sql("COMMIT")
@@ -387,12 +414,12 @@ class _Batch:
         failure: Exception | None = None
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         try:
-            for (table, columns), rows in self.inserts.items():
-                kinds = [schema.TABLES[table][column] for column in columns]
+            for shape, rows in self.inserts.items():
+                kinds = [schema.TABLES[shape.table][column] for column in shape.columns]
                 for row in rows:
                     values = tuple(map(schema.storable, kinds, row))
                     try:
-                        connection.exec_driver_sql(_insert_statement(table, columns, 1, self.again), values)
+                        connection.exec_driver_sql(shape.insert_statement(1, self.again), values)
                     except Exception as error:
                         if _is_of_the_database(error):
                             raise
@@ -405,10 +432,9 @@ class _Batch:
             raise failure
 
 
-_shapes: dict[tuple[str, ...], tuple[tuple[str, ...], Callable[[dict[str, Any]], tuple[Any, ...]]]] = {}
-_insert_statement = functools.lru_cache(maxsize=256)(schema.insert_statement)
-_CONNECTION_COLUMNS = tuple(schema.CONNECTIONS)
-_CONTENT_COLUMNS = tuple(schema.CONTENTS)
+_shapes: dict[tuple[str, ...], _Shape] = {}
+_CONNECTION = _Shape("connections", tuple(schema.CONNECTIONS))
+_CONTENT = _Shape("contents", tuple(schema.CONTENTS))
 
 
 def _is_of_the_database(error: Exception) -> bool:
@@ -463,10 +489,10 @@ def _rows_of_this_kernel(connection: sa.Connection) -> _Batch | None:
     batch = _Batch(again=True)
     try:
         for table, condition in of_mine.items():
-            columns = tuple(schema.TABLES[table])
-            query = f"SELECT {', '.join(columns)} FROM {table} WHERE {condition}"
+            shape = _Shape(table, tuple(schema.TABLES[table]))
+            query = f"SELECT {', '.join(shape.columns)} FROM {table} WHERE {condition}"
             for row in connection.exec_driver_sql(query, mine):
-                batch.insert(table, columns, tuple(row))
+                batch.insert(shape, tuple(row))
         return batch
     except Exception:  # the file can't be read either
         return None

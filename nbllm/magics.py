@@ -20,7 +20,7 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_exp
 from . import arguments, frames, interpolation, log, loops, rendering, settings, tagging, tracing
 from .arguments import Ask
 from .client import acompletion
-from .exceptions import APIError, NbllmError, UsageProblem
+from .exceptions import APIError, NbllmError, UsageProblem, did_you_mean
 from .types import ChatCompletion
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ _COMMANDS: dict[str, Callable[[str], Any]] = {
 def _command(name: str) -> Callable[[str], Any]:
     if name not in _COMMANDS:
         known = [known for known in _COMMANDS if known]
-        hint = interpolation.nearest(name, known) or f"; there are {', '.join(known)}"
+        hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
         raise UsageProblem(f"there is no %nbllm {name}{hint}")
     return _COMMANDS[name]
 
@@ -277,7 +277,7 @@ def _lines(error: NbllmError) -> list[str]:
     name, text = type(error).__name__, " ".join(str(error).split())
     if len(text) > 500:
         text = f"{text[:499]}…"
-    first = text if text.startswith(name) else f"{name}: {text}"
+    first = f"{name}: {text}"
     wait = getattr(error, "retry_after", None)
     is_told = wait is None or re.search(rf"\b{wait:g} ?s", text)
     return [first] if is_told else [first, f"The server asks to wait {wait:g} s."]

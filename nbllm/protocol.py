@@ -344,10 +344,14 @@ def watch(connector: aiohttp.BaseConnector) -> Watch:
 
 
 async def _connect(state: Watch, inner: Any, req: Any, traces: Any, timeout: Any) -> Any:
-    record = tracing.begin()
-    url = req.url
-    record.http_method, record.server_address = req.method, url.host
-    record.server_port, record.url_path = url.port, url.raw_path
+    try:
+        record = tracing.begin()
+        url = req.url
+        record.http_method, record.server_address = req.method, url.host
+        record.server_port, record.url_path = url.port, url.raw_path
+    except Exception as error:
+        tracing.warn_once(f"a request could not be traced: {error!r}")
+        return await inner(req, traces, timeout)
     quiet, state.last_traffic = record.began - state.last_traffic, record.began
     req._nbllm_record = record
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -17,7 +18,7 @@ import msgspec
 from . import failures, loops, tracing
 from .assembly import Assembly
 from .exceptions import APIConnectionError, APIError
-from .providers import Route, openai
+from .providers import Route, errors
 from .providers.sse import EventDecoder
 from .types import ChatCompletion, ChatCompletionChunk, Usage, mimebundle, parse
 
@@ -30,15 +31,21 @@ class CompletionStream:
     """
 
     def __init__(
-        self, call: tracing.Call, response: aiohttp.ClientResponse, model: str, route: Route, show_usage: bool
+        self,
+        call: tracing.Call,
+        response: aiohttp.ClientResponse,
+        route: Route,
+        show_usage: bool,
+        parse: Callable[[str], Any] | None,
     ) -> None:
         self._call = call
         self._response = response
-        self._model = model
         self._route = route
         self._show_usage = show_usage
+        self._parse = parse
         self._loop = asyncio.get_running_loop()
         self._decoder = EventDecoder()
+        self._decode = route.provider.dialect.chunk_decoder()
         self._assembly = Assembly()
         self._events: deque[bytes] = deque()
         self._start_of_body = b""
@@ -63,6 +70,8 @@ class CompletionStream:
         """The answer so far as a `ChatCompletion`, tool calls put together."""
         answer = self._assembly.completion()
         answer.__dict__["_request"] = self.request
+        if self._parse is not None:
+            answer.__dict__["_parse"] = self._parse
         return answer
 
     # -- iteration ---------------------------------------------------------------------------------
@@ -123,7 +132,8 @@ class CompletionStream:
 
     def __repr__(self) -> str:
         state = "ended" if self._ended else "open"
-        return f"<CompletionStream {self._model} {state}, {self._assembly.count} chunks: {self.text[:60]!r}>"
+        model, count = self._route.asked, self._assembly.count
+        return f"<CompletionStream {model} {state}, {count} chunks: {self.text[:60]!r}>"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return mimebundle(self.text, self)
@@ -143,7 +153,9 @@ class CompletionStream:
                 if data == b"[DONE]":
                     self._done = True
                     continue
-                chunk = openai.chat_chunk(data)
+                chunk = self._decode(data)
+                if chunk is None:
+                    continue
                 if not chunk.choices and chunk.__dict__.get("error"):
                     raise self._bad(data)
                 if assembly.add(chunk) and self.request is not None and self.request.first_chunk_at is None:
@@ -175,7 +187,7 @@ class CompletionStream:
             if self._ended:  # closed by another task while this one waited
                 return False
             self._note()
-            self._fail(failures.from_transport(error, self._call, self._model, self._route))
+            self._fail(failures.from_transport(error, self._call, self._route))
         except BaseException as error:  # cancelled, interrupted
             self._note()
             failures.give_up(self._call, error)
@@ -192,7 +204,7 @@ class CompletionStream:
 
     def _bad(self, data: bytes) -> APIError:
         self._note()
-        return failures.from_body(self._response, data, self._call, self._model, self._route)
+        return failures.from_body(self._response, data, self._call, self._route)
 
     def _finish(self) -> None:
         """At the end of the body: make sure that it was the end of the answer."""
@@ -206,9 +218,8 @@ class CompletionStream:
         self._note()
         if not self._done and assembly.finish_reason is None:
             error = APIConnectionError(
-                f"APIConnectionError: {self._route.base_url}: the answer broke off after "
-                f"{len(self.text)} characters",
-                model=self._model,
+                f"{self._route.base_url}: the answer broke off after {len(self.text)} characters",
+                model=self._route.asked,
                 llm_provider=self._route.provider.name,
             )
             failures.note(self._call, error)
@@ -254,12 +265,12 @@ class CompletionStream:
             return
         record.chunks = assembly.count
         record.finish_reason = assembly.finish_reason
-        record.provider_request_id = self._response.headers.get("x-request-id")
+        record.provider_request_id = errors.request_id(self._response.headers)
         first = assembly.first or ChatCompletionChunk()
         tracing.note_answer(record, first.id, first.model, assembly.usage)
-        if self._call.content is not None and assembly.count:
+        if record.content is not None and assembly.count:
             answer = assembly.completion().model_dump(exclude_none=True)
-            self._call.response_content = msgspec.json.encode(answer)
+            record.response_content = msgspec.json.encode(answer)
 
 
 def _is_whole(data: bytes) -> bool:

@@ -171,8 +171,3 @@ def enter_cell(cell: Cell) -> None:
 def leave_cell() -> None:
     """Note that what runs here and now is no cell's, as a widget's callback: it counts to the last cell."""
     _state.cell_var.set(None)
-
-
-def after_fork() -> None:
-    """Give a forked child an identity of its own: it is another process with its own rows."""
-    _state.new_kernel_id()

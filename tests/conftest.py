@@ -13,7 +13,7 @@ import trustme
 # Whatever is written outside a test (a pool that closes with its loop) must not reach the user's own log.
 os.environ["NBLLM_LOG_PATH"] = "none"
 
-from nbllm import log, loops, settings, tagging, tracing
+from nbllm import limits, log, loops, settings, tagging, tracing
 from nbllm.servers.demo import DemoServer
 from tests.servers import RawServer
 
@@ -30,6 +30,7 @@ def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No test sees the user's environment, or what another one has set, sent or logged."""
     for name in _FOREIGN:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NBLLM_NUM_RETRIES", "0")  # a test that wants retries says so
     monkeypatch.setenv("NBLLM_LOG_PATH", str(tmp_path / "log" / "log.db"))
     _reset()
     yield
@@ -43,6 +44,7 @@ def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 def _reset() -> None:
     settings.reset()
+    limits._state.budgets.clear()
     tracing._state.warned.clear()
     tracing._state.secrets = type(tracing._state.secrets)()
     tagging.set_session(None)

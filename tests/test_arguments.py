@@ -93,8 +93,8 @@ def test_options_come_before_the_prompt_of_a_line(line: str, asked: Ask) -> None
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--sesion x", "there is no option --sesion; did you mean --session?"),
-        ("--mod x", "there is no option --mod; did you mean --model?"),
+        ("--sesion x", "there is no option --sesion; did you mean '--session'?"),
+        ("--mod x", "there is no option --mod; did you mean '--model'?"),
         ("-x", "there is no option -x; there are -m, --model, -s"),
         ("--api-key=sk-secret", "there is no option --api-key; there are"),
         ("-s", "-s needs a value: -s SESSION"),

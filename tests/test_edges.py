@@ -99,7 +99,7 @@ async def test_a_text_where_a_dict_belongs_is_refused(name: str) -> None:
         await nbllm.acompletion("demo/fast", "Hi", **{name: "sk-not-a-dict"})
 
 
-@pytest.mark.parametrize("name", ["num_retries", "request_timeout", "fallbacks", "mock_response"])
+@pytest.mark.parametrize("name", ["request_timeout", "drop_params", "mock_response"])
 async def test_options_of_other_clients_are_not_sent_to_the_server(name: str) -> None:
     with pytest.raises(nbllm.UsageProblem, match=name):
         await nbllm.acompletion("demo/fast", "Hi", **{name: 1})
@@ -119,4 +119,4 @@ def test_the_demo_server_and_the_table_of_providers_survive_a_reload() -> None:
 async def test_an_answer_does_not_keep_the_bytes_of_its_call(demo: DemoServer) -> None:
     answer = await nbllm.acompletion("fast", "Hi", base_url=demo.url)
     log.flush()
-    assert answer.request.call.content is answer.request.call.response_content is None
+    assert answer.request.content is answer.request.response_content is answer.request.call.content is None

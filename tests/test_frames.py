@@ -221,13 +221,13 @@ async def test_oldest_first_however_they_end(server: RawServer) -> None:
 async def test_a_sessions_row_by_hand(server: RawServer) -> None:
     await a_bit_of_everything(server)
     first, second = session_rows()
-    assert (first.session_id, first.requests, first.calls) == ("first", 3, 3)
+    assert (first.session_id, first.requests) == ("first", 3)
     assert (first.ok, first.errors, first.cancelled, first.incomplete, first.running) == (2, 1, 0, 0, 0)
     assert (second.ok, second.errors, second.cancelled, second.incomplete, second.running) == (1, 0, 1, 1, 0)
     assert (first.cells, second.cells) == ("[3]", "[5]")
     assert (first.models, second.models) == ("m", "m")
     assert (first.input_tokens, first.output_tokens) == (22, 10)
-    assert (second.input_tokens, second.cost_usd) == (0, None)
+    assert (second.input_tokens, second.cost_usd) == (None, None)
     assert (first.cost_usd, first.unpriced) == (None, 2)
     assert first.connections_opened == 1
     assert first.reuse_ratio == pytest.approx(2 / 3)
@@ -283,13 +283,11 @@ def compare_sessions_with_requests() -> None:
         ):  # fmt: skip
             assert row[name] == statuses.get(status, 0)
         assert row.requests == len(rows)
-        assert row.calls == rows.call_id.nunique()
-        assert row.input_tokens == rows.input_tokens.sum()
-        assert row.output_tokens == rows.output_tokens.sum()
+        same(row.input_tokens, rows.input_tokens.sum(min_count=1))
+        same(row.output_tokens, rows.output_tokens.sum(min_count=1))
         assert row.unpriced == (rows.input_tokens.notna() & rows.cost_usd.isna()).sum()
         same(row.cost_usd, rows.cost_usd.sum(min_count=1))
         same(row.duration_ms, rows.duration_ms.sum())
-        same(row.duration_p50_ms, rows.duration_ms.quantile(0.5))
         same(row.duration_p95_ms, rows.duration_ms.quantile(0.95))
         same(row.ttft_p50_ms, rows.ttft_ms.quantile(0.5))
         same(row.reuse_ratio, rows.connection_reused.dropna().astype(float).mean())
@@ -299,8 +297,11 @@ def compare_sessions_with_requests() -> None:
         assert row.models == ", ".join(rows.request_model.dropna().unique())
 
 
-def same(found: float, expected: float) -> None:
-    np.testing.assert_allclose(found, expected, rtol=1e-9, equal_nan=True)
+def same(found: Any, expected: Any) -> None:
+    if pd.isna(expected):
+        assert pd.isna(found)
+    else:
+        assert found == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [1.0, 2.0], [3.0, 3.0, 9.0, 11.5], list(range(100))])

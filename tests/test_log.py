@@ -264,7 +264,9 @@ def test_a_read_only_folder(server: RawServer, tmp_path: Path) -> None:
     found = run_script(
         """
         import asyncio, os, sys
-        import nbllm, pandas, sqlalchemy.dialects.sqlite, genai_prices
+        import nbllm, pandas, sqlalchemy.dialects.sqlite
+        from nbllm import pricing
+        pricing.price_usd("openai", "gpt-4o", input_tokens=1)  # nobody may not read where packages are
         if os.geteuid() == 0:
             os.setresuid(65534, 65534, 65534)
         async def main():

@@ -251,9 +251,9 @@ KEY = "sk-very-secret-key-1234567890"
         (
             "%%llm demo/error\nHi",
             "InternalServerError",
-            "InternalServerError 500: The demo model 'error' always",
+            "InternalServerError: 500: The demo model 'error' always",
         ),
-        ("%%llm demo/rate-limited\nHi", "RateLimitError", "RateLimitError 429: Rate limit reached"),
+        ("%%llm demo/rate-limited\nHi", "RateLimitError", "RateLimitError: 429: Rate limit reached"),
         ("%%llm nope\nHi", "NotFoundError", "NotFoundError: no provider is known for model 'nope'"),
         ("%%llm --sesion x\nHi", "UsageProblem", "UsageProblem: there is no option --sesion; did you mean"),
         ("%%llm\n{{nmae}}", "UsageProblem", "UsageProblem: {{nmae}}: name 'nmae' is not defined"),

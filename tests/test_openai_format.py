@@ -23,17 +23,19 @@ from openai.types.chat import completion_create_params
 
 from nbllm import exceptions
 from nbllm.exceptions import UsageProblem
-from nbllm.providers import openai, resolve
+from nbllm.providers import errors, openai, resolve
+from nbllm.providers.base import merged_headers
 from nbllm.types import Message
 
-ROUTE = resolve("gpt-4o", base_url="https://host/v1/", api_key="sk-secret-key-123")
+ROUTE = resolve("openai/gpt-4o", base_url="https://host/v1/", api_key="sk-secret-key-123")
 MESSAGES = [{"role": "user", "content": "Hi"}]
+CHUNK: Any = openai.chunk_decoder()
 
 
 def body_of(stream: bool = False, messages: Any = MESSAGES, **params: Any) -> dict[str, Any]:
     more = {name: params.pop(name) for name in ("extra_body", "metadata") if name in params}
-    _, body, _ = openai.chat_request(ROUTE, messages, stream, params, **more)
-    result: dict[str, Any] = json.loads(body)
+    sent = openai.chat_request(ROUTE, messages, stream, params, **more)
+    result: dict[str, Any] = json.loads(sent.body or b"")
     return result
 
 
@@ -41,10 +43,10 @@ def body_of(stream: bool = False, messages: Any = MESSAGES, **params: Any) -> di
 
 
 def test_the_smallest_request() -> None:
-    url, body, shown = openai.chat_request(ROUTE, MESSAGES, False, {})
-    assert url == "https://host/v1/chat/completions"
-    assert json.loads(body) == {"model": "gpt-4o", "messages": MESSAGES}
-    assert shown is None
+    sent = openai.chat_request(ROUTE, MESSAGES, False, {})
+    assert sent.url == "https://host/v1/chat/completions"
+    assert json.loads(sent.body or b"") == {"model": "gpt-4o", "messages": MESSAGES}
+    assert sent.params is None
 
 
 def test_a_stream_asks_for_usage() -> None:
@@ -105,7 +107,7 @@ def test_a_parameter_is_sent_as_given(name: str) -> None:
 
 def test_all_parameters_at_once() -> None:
     assert body_of(**VALUES) == {"model": "gpt-4o", "messages": MESSAGES, **VALUES}
-    assert json.loads(openai.chat_request(ROUTE, MESSAGES, False, VALUES)[2] or b"") == VALUES
+    assert json.loads(openai.chat_request(ROUTE, MESSAGES, False, VALUES).params or b"") == VALUES
 
 
 def test_none_means_not_given() -> None:
@@ -157,7 +159,8 @@ def test_extra_body_wins() -> None:
 
 def test_metadata_is_sent_only_with_store() -> None:
     metadata = {"topic": "review"}
-    _, body, shown = openai.chat_request(ROUTE, MESSAGES, False, {}, None, metadata)
+    sent = openai.chat_request(ROUTE, MESSAGES, False, {}, None, metadata)
+    body, shown = sent.body or b"", sent.params
     assert "metadata" not in json.loads(body)
     assert json.loads(shown or b"") == {"metadata": metadata}
     assert body_of(store=True, metadata=metadata)["metadata"] == metadata
@@ -245,16 +248,16 @@ def test_text_of_all_planes_arrives() -> None:
 
 
 def test_the_headers_carry_the_key() -> None:
-    assert openai.chat_headers(ROUTE, None) == {
+    assert merged_headers(ROUTE.headers, None) == {
         "Content-Type": "application/json",
         "Authorization": "Bearer sk-secret-key-123",
     }
 
 
 def test_the_callers_headers_win_in_any_case() -> None:
-    headers = openai.chat_headers(ROUTE, {"authorization": "Basic x", "X-Title": "t"})
+    headers = merged_headers(ROUTE.headers, {"authorization": "Basic x", "X-Title": "t"})
     assert headers == {"Content-Type": "application/json", "authorization": "Basic x", "X-Title": "t"}
-    assert "authorization" not in openai.chat_headers(ROUTE, None)
+    assert "authorization" not in merged_headers(ROUTE.headers, None)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +265,7 @@ def test_the_callers_headers_win_in_any_case() -> None:
 )
 def test_headers_that_http_cant_hold_are_refused(headers: Any) -> None:
     with pytest.raises(UsageProblem, match="extra_headers"):
-        openai.chat_headers(ROUTE, headers)
+        merged_headers(ROUTE.headers, headers)
 
 
 # -- answers ---------------------------------------------------------------------------------------
@@ -369,13 +372,13 @@ CHUNKS = [
 
 @pytest.mark.parametrize("recorded", CHUNKS)
 def test_a_chunk_reads_as_the_sdks(recorded: str) -> None:
-    ours = openai.chat_chunk(recorded.encode())
+    ours = CHUNK(recorded.encode())
     theirs = openai_sdk.types.chat.ChatCompletionChunk.model_validate_json(recorded)
     assert ours.model_dump(exclude_none=True) == theirs.model_dump(exclude_none=True)
 
 
 def test_azures_first_chunk() -> None:
-    chunk = openai.chat_chunk(
+    chunk = CHUNK(
         b'{"choices":[],"created":0,"id":"","model":"","object":"","prompt_filter_results":[{"prompt_index":0,'
         b'"content_filter_results":{"hate":{"filtered":false,"severity":"safe"}}}]}'
     )
@@ -398,11 +401,10 @@ def masked(text: str) -> str:
 
 def error(status: int, body: Any, **headers: str) -> exceptions.APIError:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return openai.error_from(
+    return errors.error_from(
         status,
         {name.replace("_", "-"): value for name, value in headers.items()},
         data,
-        model="openai/gpt-4o",
         route=ROUTE,
         redact=masked,
     )
@@ -468,7 +470,7 @@ def test_an_error_body_becomes_its_class(
     assert (found.model, found.llm_provider) == ("openai/gpt-4o", "openai")
     assert text in found.message
     assert str(found) == found.message
-    assert found.message.startswith(f"{name} {status}: ")
+    assert found.message.startswith(f"{status}: ")
 
 
 def test_no_part_of_an_error_holds_the_key() -> None:
@@ -545,7 +547,7 @@ def test_only_headers_of_known_content_are_kept() -> None:
     ],
 )
 def test_an_error_inside_a_good_answer(data: bytes, name: str | None) -> None:
-    found = openai.error_inside(data, model="m", route=ROUTE, redact=masked)
+    found = errors.error_inside(data, route=ROUTE, redact=masked)
     assert (None if found is None else type(found).__name__) == name
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from nbllm import providers
 from nbllm.exceptions import AuthenticationError, NotFoundError, UsageProblem
-from nbllm.providers import Provider, resolve
+from nbllm.providers import Provider, openai, resolve
 
 KEYED = {"OPENAI_API_KEY": "sk-env"}
 
@@ -44,7 +44,7 @@ def test_demo_models_lead_to_the_demo_server_and_need_no_key(monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    "model", ["llama3", "mistral/large", "openai", "openai/", "/x", "demo", "unknown/gpt-4o"]
+    "model", ["llama3", "mistrall/large", "openai", "openai/", "/x", "demo", "unknown/gpt-4o"]
 )
 def test_a_model_of_nobody_is_not_found(model: str) -> None:
     with pytest.raises(NotFoundError, match=r"no provider is known .* openai/…") as caught:
@@ -158,7 +158,7 @@ def registered() -> Iterator[None]:
 def test_a_provider_can_be_added_and_replaced() -> None:
     with pytest.raises(NotFoundError):
         resolve("mine/m", environ={})
-    providers.register(Provider("mine", "http://one/v1", ("MINE_KEY",)))
+    providers.register(Provider("mine", "http://one/v1", openai, ("MINE_KEY",)))
     assert resolve("mine/m", environ={"MINE_KEY": "k"}).base_url == "http://one/v1"
-    providers.register(Provider("mine", lambda: "http://two/v1"))
+    providers.register(Provider("mine", lambda: "http://two/v1", openai))
     assert resolve("mine/m", environ={}).base_url == "http://two/v1"
