@@ -42,6 +42,7 @@ from .exceptions import (
     UsageProblem,
 )
 from .frames import connections, requests, sessions
+from .responding import aresponses, responses
 from .settings import configure
 from .streaming import CompletionStream
 from .tagging import current_session, kernel_id, session, set_session
@@ -76,6 +77,7 @@ __all__ = [
     "aembedding",
     "aimage_generation",
     "amodels",
+    "aresponses",
     "aspeech",
     "atranscription",
     "completion",
@@ -87,6 +89,7 @@ __all__ = [
     "kernel_id",
     "models",
     "requests",
+    "responses",
     "session",
     "sessions",
     "set_session",

@@ -7,6 +7,8 @@ policy of retrying `retries`', the waiting for limits `limits`', the record `tra
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,6 +22,8 @@ from .providers.base import merged_headers
 from .settings import client_timeout, settings
 
 T = TypeVar("T")
+
+_logger = logging.getLogger("nbllm")
 
 Reader = Callable[[tracing.Call, aiohttp.ClientResponse, Route], Awaitable[T]]
 Translator = Callable[[Route, Mapping[str, Any] | None], HttpRequest]
@@ -243,10 +247,11 @@ async def _attempt(
 ) -> T:
     # Audio and other forms stay out of the log.
     keeps = settings().content and request.headers.get("Content-Type") == "application/json"
-    call.content = request.body if keeps else None
+    call.content = (request.content or request.body) if keeps else None
     try:
         response = await transport.send(call, session, request.url, request.body, headers, options.timeout)
         call.content = None  # the record has it
+        _say_which_connection(call, session)
         limits.note(route.provider.name, response.headers, None)
         if response.status >= 400:
             raise failures.from_refusal(response, await read_body(response), call, route)
@@ -268,6 +273,21 @@ async def read_body(response: aiohttp.ClientResponse) -> bytes:
     except BaseException:
         response.close()
         raise
+
+
+def _say_which_connection(call: tracing.Call, session: aiohttp.ClientSession) -> None:
+    """A debug line, for those who ask by `NBLLM_LOG=DEBUG` or by `logging`."""
+    if os.environ.get("NBLLM_LOG", "").upper() == "DEBUG" and not _logger.handlers:
+        _logger.addHandler(logging.StreamHandler())
+        _logger.setLevel(logging.DEBUG)
+    record = call.record
+    if record is None or not _logger.isEnabledFor(logging.DEBUG):
+        return
+    reused = "reused" if record.connection_reused else f"new ({record.connection_reason})"
+    _logger.debug(
+        "nbllm: %s %s/%s: HTTP session %d, connection %s %s",
+        *(call.operation, call.provider, call.model, id(session), record.connection_id, reused),
+    )
 
 
 def _keep_secrets(headers: Mapping[str, str]) -> None:

@@ -278,6 +278,19 @@ def read(job: Callable[[sa.Connection], T]) -> T:
     return _state.log.read(job)
 
 
+def content_of(response_id: str) -> tuple[str, str] | None:
+    """What was kept of the request that brought this response, as JSON: messages, and the answer.
+
+    None where there is no such response, or its content was not kept.
+    """
+    query = (
+        "SELECT contents.request, contents.response FROM requests JOIN contents ON contents.id = requests.id "
+        "WHERE requests.response_id = ? ORDER BY requests.id DESC LIMIT 1"
+    )
+    row = read(lambda connection: connection.exec_driver_sql(query, (response_id,)).first())
+    return None if row is None or None in row else (row[0], row[1])
+
+
 def flush(timeout: float | None = None) -> None:
     """Wait until all rows handed over so far are on disk.
 

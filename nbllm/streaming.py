@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import aiohttp
 import msgspec
@@ -22,31 +22,34 @@ from .providers import Route, errors
 from .providers.sse import EventDecoder
 from .types import ChatCompletion, ChatCompletionChunk, Usage, mimebundle, parse
 
+E = TypeVar("E")
 
-class CompletionStream:
-    """An answer as it comes: `async for chunk in stream`, or `for chunk in stream` in synchronous code.
 
-    Leaving the loop early closes the answer and frees its connection. `text`, `usage` and `completion`
-    hold what has come so far, and at the end all of it.
+class _Assembly(Protocol):
+    """What has come of an answer."""
+
+    count: int
+
+    @property
+    def text(self) -> str: ...
+
+
+class EventStream(Generic[E]):
+    """An answer that comes as server-sent events, read with `async for`, or `for` in synchronous code.
+
+    A subclass says what an event is (`_read`), when the answer is whole (`_is_finished`), and what of it
+    goes on the record (`_note_answer`).
     """
 
     def __init__(
-        self,
-        call: tracing.Call,
-        response: aiohttp.ClientResponse,
-        route: Route,
-        show_usage: bool,
-        parse: Callable[[str], Any] | None,
+        self, call: tracing.Call, response: aiohttp.ClientResponse, route: Route, assembly: _Assembly
     ) -> None:
         self._call = call
         self._response = response
         self._route = route
-        self._show_usage = show_usage
-        self._parse = parse
         self._loop = asyncio.get_running_loop()
         self._decoder = EventDecoder()
-        self._decode = route.provider.dialect.chunk_decoder()
-        self._assembly = Assembly()
+        self._assembly: Any = assembly
         self._events: deque[bytes] = deque()
         self._start_of_body = b""
         self._done = False
@@ -57,38 +60,37 @@ class CompletionStream:
 
     @property
     def text(self) -> str:
-        """The first choice's text so far."""
-        return self._assembly.text
+        """The text so far; of several choices, the first one's."""
+        text: str = self._assembly.text
+        return text
 
-    @property
-    def usage(self) -> Usage | None:
-        """Token counts, once the server has sent them at the end; else None."""
-        return self._assembly.usage
+    def _read(self, data: bytes) -> E | None:
+        """One event's data as what the reader gets, None where that is nothing; raises what it holds."""
+        raise NotImplementedError
 
-    @property
-    def completion(self) -> ChatCompletion:
-        """The answer so far as a `ChatCompletion`, tool calls put together."""
-        answer = self._assembly.completion()
-        answer.__dict__["_request"] = self.request
-        if self._parse is not None:
-            answer.__dict__["_parse"] = self._parse
-        return answer
+    def _is_finished(self) -> bool:
+        """Whether the answer has said that it is at its end."""
+        raise NotImplementedError
+
+    def _note_answer(self, record: tracing.Record) -> None:
+        """Put what the answer says of itself on the record."""
+        raise NotImplementedError
 
     # -- iteration ---------------------------------------------------------------------------------
 
-    def __aiter__(self) -> _Reading:
+    def __aiter__(self) -> _Reading[E]:
         return _Reading(self)
 
-    def __iter__(self) -> _Reading:
+    def __iter__(self) -> _Reading[E]:
         return _Reading(self)
 
-    async def __anext__(self) -> ChatCompletionChunk:
+    async def __anext__(self) -> E:
         while (chunk := self._next()) is None:
             if not await self._more():
                 raise StopAsyncIteration
         return chunk
 
-    def __next__(self) -> ChatCompletionChunk:
+    def __next__(self) -> E:
         while (chunk := self._next()) is None:
             if not loops.run_sync(self._more()):
                 raise StopIteration
@@ -108,7 +110,7 @@ class CompletionStream:
         else:
             self._loop.call_soon_threadsafe(self._abandon)
 
-    async def __aenter__(self) -> CompletionStream:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -116,7 +118,7 @@ class CompletionStream:
     ) -> None:
         self.close()
 
-    def __enter__(self) -> CompletionStream:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -133,35 +135,27 @@ class CompletionStream:
     def __repr__(self) -> str:
         state = "ended" if self._ended else "open"
         model, count = self._route.asked, self._assembly.count
-        return f"<CompletionStream {model} {state}, {count} chunks: {self.text[:60]!r}>"
+        return f"<{type(self).__name__} {model} {state}, {count} chunks: {self.text[:60]!r}>"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return mimebundle(self.text, self)
 
     # -- reading -----------------------------------------------------------------------------------
 
-    def _next(self) -> ChatCompletionChunk | None:
-        """The next chunk of those that have come, None where the network must be asked.
+    def _next(self) -> E | None:
+        """The next of the events that have come, None where the network must be asked.
 
-        Events are decoded one by one as they are read: a chunk at a time stays in the processor's cache, and
-        what nobody reads is not decoded.
+        Events are decoded one by one as they are read: one at a time stays in the processor's cache, and what
+        nobody reads is not decoded.
         """
-        events, assembly = self._events, self._assembly
+        events = self._events
         try:
             while events:
                 data = events.popleft()
                 if data == b"[DONE]":
                     self._done = True
-                    continue
-                chunk = self._decode(data)
-                if chunk is None:
-                    continue
-                if not chunk.choices and chunk.__dict__.get("error"):
-                    raise self._bad(data)
-                if assembly.add(chunk) and self.request is not None and self.request.first_chunk_at is None:
-                    tracing.note_first_content(self.request)
-                if chunk.choices or self._show_usage or chunk.usage is None:
-                    return chunk
+                elif (item := self._read(data)) is not None:
+                    return item
         except msgspec.DecodeError:
             error = self._bad(data)
             self._fail(error)
@@ -216,7 +210,7 @@ class CompletionStream:
         if not assembly.count and not self._done:
             raise self._bad(self._start_of_body)
         self._note()
-        if not self._done and assembly.finish_reason is None:
+        if not self._done and not self._is_finished():
             error = APIConnectionError(
                 f"{self._route.base_url}: the answer broke off after {len(self.text)} characters",
                 model=self._route.asked,
@@ -260,12 +254,66 @@ class CompletionStream:
 
     def _note(self) -> None:
         """Put what is known of the answer on the record, before that ends."""
-        record, assembly = self.request, self._assembly
+        record = self.request
         if record is None or record.ended:
             return
-        record.chunks = assembly.count
-        record.finish_reason = assembly.finish_reason
+        record.chunks = self._assembly.count
         record.provider_request_id = errors.request_id(self._response.headers)
+        self._note_answer(record)
+
+
+class CompletionStream(EventStream[ChatCompletionChunk]):
+    """A chat completion as it comes: `async for chunk in stream`, or `for` in synchronous code.
+
+    Leaving the loop early closes the answer and frees its connection. `text`, `usage` and `completion`
+    hold what has come so far, and at the end all of it.
+    """
+
+    _assembly: Assembly
+
+    def __init__(
+        self,
+        call: tracing.Call,
+        response: aiohttp.ClientResponse,
+        route: Route,
+        show_usage: bool,
+        parse: Callable[[str], Any] | None,
+    ) -> None:
+        super().__init__(call, response, route, Assembly())
+        self._decode = route.provider.dialect.chunk_decoder()
+        self._show_usage = show_usage
+        self._parse = parse
+
+    @property
+    def usage(self) -> Usage | None:
+        """Token counts, once the server has sent them at the end; else None."""
+        return self._assembly.usage
+
+    @property
+    def completion(self) -> ChatCompletion:
+        """The answer so far as a `ChatCompletion`, tool calls put together."""
+        answer = self._assembly.completion()
+        answer.__dict__["_request"] = self.request
+        if self._parse is not None:
+            answer.__dict__["_parse"] = self._parse
+        return answer
+
+    def _read(self, data: bytes) -> ChatCompletionChunk | None:
+        chunk = self._decode(data)
+        if chunk is None:
+            return None
+        if not chunk.choices and chunk.__dict__.get("error"):
+            raise self._bad(data)
+        if self._assembly.add(chunk) and self.request is not None and self.request.first_chunk_at is None:
+            tracing.note_first_content(self.request)
+        return chunk if chunk.choices or self._show_usage or chunk.usage is None else None
+
+    def _is_finished(self) -> bool:
+        return self._assembly.finish_reason is not None
+
+    def _note_answer(self, record: tracing.Record) -> None:
+        assembly = self._assembly
+        record.finish_reason = assembly.finish_reason
         first = assembly.first or ChatCompletionChunk()
         tracing.note_answer(record, first.id, first.model, assembly.usage)
         if record.content is not None and assembly.count:
@@ -281,29 +329,29 @@ def _is_whole(data: bytes) -> bool:
         return False
 
 
-class _Reading:
+class _Reading(Generic[E]):
     """One loop over a stream. When the loop is left, this goes, and with it the connection."""
 
     __slots__ = ("_stream",)
 
-    def __init__(self, stream: CompletionStream) -> None:
+    def __init__(self, stream: EventStream[E]) -> None:
         self._stream = stream
 
-    def __aiter__(self) -> _Reading:
+    def __aiter__(self) -> _Reading[E]:
         return self
 
-    def __iter__(self) -> _Reading:
+    def __iter__(self) -> _Reading[E]:
         return self
 
     # Not the stream's own coroutine: this one keeps the reading alive while it waits, at no further cost.
-    async def __anext__(self) -> ChatCompletionChunk:
+    async def __anext__(self) -> E:
         stream = self._stream
         while (chunk := stream._next()) is None:
             if not await stream._more():
                 raise StopAsyncIteration
         return chunk
 
-    def __next__(self) -> ChatCompletionChunk:
+    def __next__(self) -> E:
         return next(self._stream)
 
     def __del__(self) -> None:

@@ -248,7 +248,9 @@ def test_check_uses_this_interpreter_and_the_demo_server_whatever_is_set(environ
     paid = {"NBLLM_MODEL": "gpt-4o", "NBLLM_DEMO_URL": "http://127.0.0.1:1/v1", "OPENAI_API_KEY": "sk-none"}
 
     ended = run(args, environment, tmp_path, JUPYTER_PATH=str(tmp_path / "jupyter"), **paid)
-    assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
+    # A kernel that is told to end may say so through libzmq ("Assertion failed: pfd.revents & POLLIN").
+    said = [line for line in ended.stderr.splitlines() if "src/signaler.cpp" not in line]
+    assert (ended.returncode, said) == (0, []), ended.stdout
     facts = json.loads((notebook.parent / "facts.json").read_text())
     assert facts["health"] == "ok"
     assert facts["python"] == sys.executable

@@ -276,7 +276,7 @@ SCRIPTS = {
         async def main():
             async with asyncio.TaskGroup() as group:
                 group.create_task(nbllm.acompletion("demo/hang", "Hi"))
-                await nbllm.acompletion("demo/error", "Hi")
+                await nbllm.acompletion("demo/error", "Hi", num_retries=0)
         try:
             asyncio.run(main())
         except* nbllm.InternalServerError:

@@ -41,6 +41,7 @@ PROVIDERS |= {
             openai,
             ("OPENAI_API_KEY",),
             ("OPENAI_BASE_URL", "OPENAI_API_BASE"),
+            has_responses=True,
         ),
         Provider(
             "azure",
@@ -51,6 +52,7 @@ PROVIDERS |= {
             key_header="api-key",
             key_prefix="",
             url=azure.url,
+            has_responses=True,
         ),
         Provider(
             "anthropic",
@@ -80,6 +82,7 @@ PROVIDERS |= {
             ("LITELLM_PROXY_API_KEY",),
             ("LITELLM_PROXY_API_BASE",),
             key_optional=True,
+            has_responses=True,
             takes_session=True,
         ),
         _like_openai("openrouter", "https://openrouter.ai/api/v1"),

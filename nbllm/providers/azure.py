@@ -22,4 +22,6 @@ def url(route: Any, path: str) -> str:
     version = quote(route.api_version or API_VERSION)
     if path == "models":
         return f"{base}/openai/models?api-version={version}"
+    if path == "responses":  # only the v1 API has it, with the deployment as model in the body
+        return f"{base}/openai/v1/responses"
     return f"{base}/openai/deployments/{quote(route.model, safe='')}/{path}?api-version={version}"

@@ -19,12 +19,14 @@ class HttpRequest:
         body: What; None for a GET.
         headers: Without the caller's own, with the key.
         params: The caller's parameters alone as JSON, for the log; None where there are none.
+        content: What the log keeps as the request, where that is not the body.
     """
 
     url: str
     body: bytes | None
     headers: Mapping[str, str]
     params: bytes | None = None
+    content: bytes | None = None
 
     def __repr__(self) -> str:  # no headers: they hold the key
         return f"HttpRequest({self.url})"
@@ -86,6 +88,7 @@ class Provider:
         headers: Headers of every request.
         version: The last part of its base URLs, put there where a base URL from outside ends without one.
         url: From a route and a path such as "chat/completions" to the URL, where that is not simply both.
+        has_responses: Whether it speaks OpenAI's Responses API; elsewhere nbllm builds it on chat.
         takes_session: Whether it groups requests by nbllm's session ids, as a LiteLLM proxy does.
     """
 
@@ -100,6 +103,7 @@ class Provider:
     headers: Mapping[str, str] = field(default_factory=dict)
     version: str = ""
     url: Callable[[Route, str], str] | None = None
+    has_responses: bool = False
     takes_session: bool = False
 
 

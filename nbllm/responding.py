@@ -1,0 +1,320 @@
+"""OpenAI's Responses API: `aresponses` and its synchronous twin.
+
+Where a provider speaks it, its own endpoint is asked; elsewhere it is built on chat completions, and nbllm
+keeps the conversation: in memory, and in the log, where another kernel finds it. A call's way is `calls`'.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import msgspec
+
+from . import calls, failures, log, loops, tracing
+from .exceptions import UsageProblem
+from .kept import kept
+from .providers import HttpRequest, Route, errors, openai, openai_responses
+from .providers.encoding import encode
+from .response_bridge import ChunkEvents, assistant_message, from_chat, to_chat
+from .response_types import Response, ResponseEvent, chat_usage
+from .streaming import CompletionStream, EventStream
+from .types import ChatCompletion, mimebundle, parse
+
+KEPT_CONVERSATIONS = 1000
+"""How many conversations stay in memory; older ones are in the log, where contents are kept."""
+
+
+async def aresponses(
+    input: Any, model: str, *, stream: bool = False, previous_response_id: str | None = None, **params: Any
+) -> Response | ResponseStream | BridgedStream:
+    """Ask a model by OpenAI's Responses API, on every provider.
+
+    Args:
+        input: A text, or a list of items as in OpenAI's API reference.
+        model: As for `acompletion`.
+        stream: True gives a stream of events, as soon as the answer begins.
+        previous_response_id: The `id` of the response that this one follows. On providers without the
+            Responses API nbllm looks its conversation up, also in another kernel as long as the log holds
+            the contents.
+        **params: OpenAI's parameters (instructions, tools, max_output_tokens, reasoning, …), and the options
+            of all verbs: see `acompletion`.
+
+    Returns:
+        A `Response` with `.output_text`; or a stream of events, whose `.response` is that at the end.
+
+    Raises:
+        UsageProblem: A value that can't work, or an unknown `previous_response_id`; nothing was sent.
+        APIError: The call failed.
+    """
+    options = calls.take_options(params)
+    stream = bool(stream)
+    turn = _Turn(input, params, previous_response_id)
+
+    def translate(route: Route, added: Mapping[str, Any] | None) -> HttpRequest:
+        if not route.provider.has_responses:
+            return turn.chat_request(route, stream, added, options.metadata)
+        given = {**params, "previous_response_id": previous_response_id}
+        return openai_responses.responses_request(route, input, stream, given, added, options.metadata)
+
+    async def read(
+        call: tracing.Call, response: aiohttp.ClientResponse, route: Route
+    ) -> Response | ResponseStream | BridgedStream:
+        if route.provider.has_responses:
+            if stream:
+                return ResponseStream(call, response, route)
+            return await _whole(call, response, route)
+        if stream:
+            return BridgedStream(_ChatStream(call, response, route, turn))
+        return await _whole_bridged(call, response, route, turn)
+
+    return await calls.run("responses", model, options, translate, read, stream=stream)
+
+
+def responses(
+    input: Any, model: str, *, stream: bool = False, previous_response_id: str | None = None, **params: Any
+) -> Response | ResponseStream | BridgedStream:
+    """`aresponses` for synchronous code: any cell, script or thread. A stream is iterated with `for`."""
+    return loops.run_sync(
+        aresponses(input, model, stream=stream, previous_response_id=previous_response_id, **params)
+    )
+
+
+# -- the provider's own ----------------------------------------------------------------------------
+
+
+async def _whole(call: tracing.Call, response: aiohttp.ClientResponse, route: Route) -> Response:
+    body = await calls.read_body(response)
+    try:
+        answer = openai_responses.responses_response(body)
+    except msgspec.DecodeError:
+        raise failures.from_body(response, body, call, route) from None
+    if answer.error is not None:
+        raise failures.from_body(response, encode({"error": answer.error}), call, route)
+    if (record := call.record) is not None:
+        if record.content is not None:
+            record.response_content = body
+        record.provider_request_id = errors.request_id(response.headers)
+        tracing.note_answer(record, answer.id, answer.model, chat_usage(answer.usage))
+        answer.__dict__["_request"] = record
+    return answer
+
+
+class ResponseStream(EventStream[ResponseEvent]):
+    """A response as it comes: `async for event in stream`, or `for` in synchronous code.
+
+    Leaving the loop early closes the answer and frees its connection. `response` holds what has come so far,
+    and at the end all of it.
+    """
+
+    _assembly: openai_responses.ResponseAssembly
+
+    def __init__(self, call: tracing.Call, response: aiohttp.ClientResponse, route: Route) -> None:
+        super().__init__(call, response, route, openai_responses.ResponseAssembly())
+        self._decode = openai_responses.event_decoder()
+
+    @property
+    def response(self) -> Response:
+        """The response so far."""
+        answer = self._assembly.response
+        answer.__dict__["_request"] = self.request
+        return answer
+
+    @property
+    def output_text(self) -> str:
+        """The text so far."""
+        return self.text
+
+    def _read(self, data: bytes) -> ResponseEvent | None:
+        event = self._decode(data)
+        if event is None:
+            return None
+        if (error := openai_responses.event_error(event)) is not None:
+            raise self._bad(encode({"error": error}))
+        if self._assembly.add(event) and self.request is not None and self.request.first_chunk_at is None:
+            tracing.note_first_content(self.request)
+        return event
+
+    def _is_finished(self) -> bool:
+        return self._assembly.finished
+
+    def _note_answer(self, record: tracing.Record) -> None:
+        answer = self._assembly.response
+        tracing.note_answer(record, answer.id, answer.model, chat_usage(answer.usage))
+        if record.content is not None and self._assembly.count:
+            record.response_content = encode(answer.model_dump(exclude_none=True))
+
+
+# -- built on chat ---------------------------------------------------------------------------------
+
+
+class _Turn:
+    """One turn of a conversation that nbllm keeps."""
+
+    def __init__(self, input: Any, params: Mapping[str, Any], previous: str | None) -> None:
+        self.input = input
+        self.params = params
+        self.previous = previous
+        self.messages: list[dict[str, Any]] = []
+
+    def chat_request(
+        self,
+        route: Route,
+        stream: bool,
+        extra_body: Mapping[str, Any] | None,
+        metadata: Mapping[str, Any] | None,
+    ) -> HttpRequest:
+        history = [] if self.previous is None else _conversation(self.previous)
+        messages, params = to_chat(history, self.input, self.params)
+        request = route.provider.dialect.chat_request(route, messages, stream, params, extra_body, metadata)
+        # Instructions hold for one turn only, as in OpenAI's API.
+        self.messages = messages[1:] if self.params.get("instructions") else messages
+        return replace(request, content=encode({"model": route.model, "messages": self.messages}))
+
+    def keep(self, response_id: str, completion: ChatCompletion) -> None:
+        """Keep the conversation, with its answer, under the response's id."""
+        _state.conversations[response_id] = [*self.messages, assistant_message(completion)]
+        while len(_state.conversations) > KEPT_CONVERSATIONS:
+            _state.conversations.popitem(last=False)
+
+
+async def _whole_bridged(
+    call: tracing.Call, response: aiohttp.ClientResponse, route: Route, turn: _Turn
+) -> Response:
+    body = await calls.read_body(response)
+    try:
+        completion = route.provider.dialect.chat_response(body)
+    except msgspec.DecodeError:
+        raise failures.from_body(response, body, call, route) from None
+    if not completion.choices:
+        raise failures.from_body(response, body, call, route)
+    response_id = _response_id(call)
+    turn.keep(response_id, completion)
+    answer = from_chat(completion, response_id, turn.previous)
+    if (record := call.record) is not None:
+        if record.content is not None:
+            record.response_content = encode(completion.model_dump(exclude_none=True))
+        record.finish_reason = completion.choices[0].finish_reason
+        record.provider_request_id = errors.request_id(response.headers)
+        tracing.note_answer(record, response_id, completion.model, completion.usage)
+        answer.__dict__["_request"] = record
+    return answer
+
+
+class _ChatStream(CompletionStream):
+    """The chat beneath a bridged stream; its record bears the response's id."""
+
+    def __init__(
+        self, call: tracing.Call, response: aiohttp.ClientResponse, route: Route, turn: _Turn
+    ) -> None:
+        super().__init__(call, response, route, show_usage=True, parse=None)
+        self.response_id = _response_id(call)
+        self.turn = turn
+
+    def _note_answer(self, record: tracing.Record) -> None:
+        super()._note_answer(record)
+        record.response_id = self.response_id
+        if self._is_finished():
+            self.turn.keep(self.response_id, self.completion)
+
+
+class BridgedStream:
+    """A response as it comes, from a provider that speaks chat only; used as `ResponseStream` is."""
+
+    def __init__(self, chat: _ChatStream) -> None:
+        self._chat = chat
+        self._events = ChunkEvents(chat.response_id, chat.turn.previous)
+        self.request: tracing.Record | None = chat.request
+        """The trace record of the request."""
+
+    @property
+    def response(self) -> Response:
+        """The response so far."""
+        answer = from_chat(self._chat.completion, self._chat.response_id, self._chat.turn.previous)
+        answer.__dict__["_request"] = self.request
+        return answer
+
+    @property
+    def output_text(self) -> str:
+        """The text so far."""
+        return self._chat.text
+
+    text = output_text
+
+    async def __aiter__(self) -> AsyncIterator[ResponseEvent]:
+        async for chunk in self._chat:
+            for event in self._events.feed(chunk):
+                yield event
+        for event in self._events.finish(self._chat.completion):
+            yield event
+
+    def __iter__(self) -> Iterator[ResponseEvent]:
+        for chunk in self._chat:
+            yield from self._events.feed(chunk)
+        yield from self._events.finish(self._chat.completion)
+
+    async def aclose(self) -> None:
+        """Stop reading and free the connection; after the end it does nothing."""
+        self._chat.close()
+
+    def close(self) -> None:
+        """`aclose` for synchronous code."""
+        self._chat.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._chat.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._chat.close()
+
+    def __repr__(self) -> str:
+        return repr(self._chat).replace("_ChatStream", "BridgedStream")
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return mimebundle(self.text, self)
+
+
+class _State:
+    """The conversations of the newest bridged responses, by their ids."""
+
+    def __init__(self) -> None:
+        self.conversations: OrderedDict[str, list[dict[str, Any]]] = OrderedDict()
+
+
+_state = kept(__name__, _State)
+
+
+def _response_id(call: tracing.Call) -> str:
+    return f"resp_{call.call_id}"
+
+
+def _conversation(response_id: str) -> list[dict[str, Any]]:
+    """The chat messages up to a response, and that response."""
+    kept_there = None
+    if isinstance(response_id, str):
+        if (known := _state.conversations.get(response_id)) is not None:
+            return known
+        kept_there = log.content_of(response_id)
+    if kept_there is not None:
+        request, answer = kept_there
+        messages = parse(request).get("messages")
+        if isinstance(messages, list):
+            return [*messages, assistant_message(openai.chat_response(answer.encode()))]
+    raise UsageProblem(
+        f"previous_response_id {response_id!r} is unknown: its conversation is neither in this kernel nor in "
+        "the log (contents may be switched off)"
+    )
