@@ -5,22 +5,11 @@ await nbllm.acompletion("gpt-4o-mini", "Hello")   # or nbllm.completion(...) any
 nbllm.sessions(); nbllm.requests(); nbllm.connections()
 """
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from . import providers
 from .client import acompletion, completion
-from .endpoints import (
-    aembedding,
-    aimage_generation,
-    amodels,
-    aspeech,
-    atranscription,
-    embedding,
-    image_generation,
-    models,
-    speech,
-    transcription,
-)
 from .exceptions import (
     APIConnectionError,
     APIError,
@@ -42,12 +31,26 @@ from .exceptions import (
     UsageProblem,
 )
 from .frames import connections, requests, sessions
-from .responding import aresponses, responses
 from .settings import configure
 from .streaming import CompletionStream
 from .tagging import current_session, kernel_id, session, set_session
 from .transport import shared_session
 from .types import ChatCompletion, ChatCompletionChunk
+
+if TYPE_CHECKING:
+    from .endpoints import (
+        aembedding,
+        aimage_generation,
+        amodels,
+        aspeech,
+        atranscription,
+        embedding,
+        image_generation,
+        models,
+        speech,
+        transcription,
+    )
+    from .responding import aresponses, responses
 
 __version__ = "0.1.0"
 
@@ -106,7 +109,22 @@ def _demo_url() -> str:
     return demo_url()
 
 
-providers.register(providers.Provider("demo", _demo_url, providers.openai))
+providers.register(providers.Provider("demo", _demo_url, "openai"))
+
+
+# What fewer notebooks use loads when it is asked for: name -> module.
+_LATE = {
+    **dict.fromkeys(("aresponses", "responses"), "responding"),
+    **dict.fromkeys(("aembedding", "aimage_generation", "amodels", "aspeech", "atranscription"), "endpoints"),
+    **dict.fromkeys(("embedding", "image_generation", "models", "speech", "transcription"), "endpoints"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f".{_LATE[name]}", __name__), name)
+    return value
 
 
 def __dir__() -> list[str]:

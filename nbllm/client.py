@@ -115,7 +115,7 @@ async def acompletion(
     show_usage = _asks_for_usage(params.get("stream_options"), extra_body)
 
     def translate(route: Route, added: Mapping[str, Any] | None) -> HttpRequest:
-        return route.provider.dialect.chat_request(route, checked, stream, params, added, metadata)
+        return route.dialect.chat_request(route, checked, stream, params, added, metadata)
 
     async def read(
         call: tracing.Call, response: aiohttp.ClientResponse, route: Route
@@ -195,7 +195,7 @@ async def _whole_answer(
 ) -> ChatCompletion:
     body = await calls.read_body(response)
     try:
-        answer = route.provider.dialect.chat_response(body)
+        answer = route.dialect.chat_response(body)
     except msgspec.DecodeError:
         raise failures.from_body(response, body, call, route) from None
     if not answer.choices:

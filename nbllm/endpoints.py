@@ -16,18 +16,22 @@ import aiohttp
 import msgspec
 
 from . import calls, failures, loops, tracing
+from .embeddings import Embedding, EmbeddingResponse
 from .exceptions import APIError, UnsupportedParamsError, UsageProblem, did_you_mean
-from .providers import PROVIDERS, HttpRequest, Route, errors, gemini, openai, openai_media, resolve
-from .results import (
-    Embedding,
-    EmbeddingResponse,
-    ImagesResponse,
-    MediaUsage,
-    ModelList,
-    Result,
-    Speech,
-    Transcription,
+from .media import ImagesResponse, MediaUsage, Speech, Transcription
+from .providers import (
+    PROVIDERS,
+    HttpRequest,
+    Route,
+    errors,
+    gemini,
+    model_lists,
+    openai_audio,
+    openai_embeddings,
+    openai_images,
+    resolve,
 )
+from .results import ModelList, Result
 from .types import Usage
 
 OPENAI_INPUTS, GEMINI_INPUTS = 2048, 100
@@ -56,25 +60,25 @@ async def aembedding(model: str, input: Any, **params: Any) -> EmbeddingResponse
         APIError: The call failed.
     """
     options = calls.take_options(params)
-    inputs = openai_media.checked_inputs(input)
+    inputs = openai_embeddings.checked_inputs(input)
     most = GEMINI_INPUTS if model.startswith("gemini/") else OPENAI_INPUTS
-    parts = openai_media.split_inputs(inputs, most)
-    return openai_media.joined([await _embeddings(model, part, params, options) for part in parts])
+    parts = openai_embeddings.split_inputs(inputs, most)
+    return openai_embeddings.joined([await _embeddings(model, part, params, options) for part in parts])
 
 
 async def _embeddings(
     model: str, inputs: list[Any], params: Mapping[str, Any], options: calls.Options
 ) -> EmbeddingResponse:
     def translate(route: Route, added: Mapping[str, Any] | None) -> HttpRequest:
-        if route.provider.dialect is gemini:
+        if route.provider.dialect == "gemini":
             return gemini.embedding_request(route, inputs, params, added)
         _needs_openais_format(route, "embeddings")
-        return openai_media.embedding_request(route, inputs, params, added)
+        return openai_embeddings.embedding_request(route, inputs, params, added)
 
     def decode(body: bytes, content_type: str | None, route: Route) -> EmbeddingResponse:
-        if route.provider.dialect is gemini:
+        if route.provider.dialect == "gemini":
             return _gemini_embeddings(body, route)
-        return openai_media.embedding_response(body, len(inputs))
+        return openai_embeddings.embedding_response(body, len(inputs))
 
     return await calls.run("embeddings", model, options, translate, _reader(decode))
 
@@ -99,7 +103,7 @@ async def aimage_generation(prompt: str, model: str = "gpt-image-1", **params: A
 
     def translate(route: Route, added: Mapping[str, Any] | None) -> HttpRequest:
         _needs_openais_format(route, "images")
-        return openai_media.image_request(route, prompt, params, added)
+        return openai_images.image_request(route, prompt, params, added)
 
     return await calls.run("image_generation", model, options, translate, _reader(_images))
 
@@ -125,7 +129,7 @@ async def aspeech(model: str, input: str, voice: str, **params: Any) -> Speech:
 
     def translate(route: Route, added: Mapping[str, Any] | None) -> HttpRequest:
         _needs_openais_format(route, "speech")
-        return openai_media.speech_request(route, input, voice, params, added)
+        return openai_audio.speech_request(route, input, voice, params, added)
 
     return await calls.run("speech", model, options, translate, _reader(_speech))
 
@@ -147,11 +151,11 @@ async def atranscription(model: str, file: Any, **params: Any) -> Transcription:
         APIError: The call failed.
     """
     options = calls.take_options(params)
-    name, data = openai_media.audio_file(file)
+    name, data = openai_audio.audio_file(file)
 
     def translate(route: Route, added: Mapping[str, Any] | None) -> HttpRequest:
         _needs_openais_format(route, "transcriptions")
-        return openai_media.transcription_request(route, name, data, params, added)
+        return openai_audio.transcription_request(route, name, data, params, added)
 
     return await calls.run("transcription", model, options, translate, _reader(_transcription))
 
@@ -214,12 +218,12 @@ async def _models_of(name: str, options: calls.Options) -> ModelList:
         raise UsageProblem(f"there is no provider {name!r}{did_you_mean(name, PROVIDERS)}")
 
     def translate(route: Route, added: Mapping[str, Any] | None) -> HttpRequest:
-        return HttpRequest(openai_media.models_url(route), None, route.headers)
+        return HttpRequest(model_lists.models_url(route), None, route.headers)
 
     async def read(call: tracing.Call, response: aiohttp.ClientResponse, route: Route) -> ModelList:
         body = await calls.read_body(response)
         try:
-            return openai_media.models_response(body, name)
+            return model_lists.models_response(body, name)
         except msgspec.DecodeError:
             raise failures.from_body(response, body, call, route) from None
 
@@ -235,7 +239,7 @@ def _is_configured(name: str) -> bool:
 
 
 def _needs_openais_format(route: Route, what: str) -> None:
-    if route.provider.dialect is not openai:
+    if route.provider.dialect != "openai":
         raise UnsupportedParamsError(
             f"nbllm knows no {what} of {route.provider.name}: ask a provider that speaks OpenAI's format",
             model=route.asked,
@@ -257,15 +261,15 @@ def _gemini_embeddings(body: bytes, route: Route) -> EmbeddingResponse:
 
 
 def _images(body: bytes, content_type: str | None, route: Route) -> ImagesResponse:
-    return openai_media.image_response(body)
+    return openai_images.image_response(body)
 
 
 def _speech(body: bytes, content_type: str | None, route: Route) -> Speech:
-    return openai_media.speech_response(body, content_type)
+    return openai_audio.speech_response(body, content_type)
 
 
 def _transcription(body: bytes, content_type: str | None, route: Route) -> Transcription:
-    return openai_media.transcription_response(body, content_type)
+    return openai_audio.transcription_response(body, content_type)
 
 
 def _reader(decode: Callable[[bytes, str | None, Route], R]) -> calls.Reader[R]:

@@ -20,7 +20,8 @@ from .exceptions import UsageProblem
 from .kept import kept
 from .providers import HttpRequest, Route, errors, openai, openai_responses
 from .providers.encoding import encode
-from .response_bridge import ChunkEvents, assistant_message, from_chat, to_chat
+from .response_bridge import assistant_message, from_chat, to_chat
+from .response_events import ChunkEvents
 from .response_types import Response, ResponseEvent, chat_usage
 from .streaming import CompletionStream, EventStream
 from .types import ChatCompletion, mimebundle, parse
@@ -170,7 +171,7 @@ class _Turn:
     ) -> HttpRequest:
         history = [] if self.previous is None else _conversation(self.previous)
         messages, params = to_chat(history, self.input, self.params)
-        request = route.provider.dialect.chat_request(route, messages, stream, params, extra_body, metadata)
+        request = route.dialect.chat_request(route, messages, stream, params, extra_body, metadata)
         # Instructions hold for one turn only, as in OpenAI's API.
         self.messages = messages[1:] if self.params.get("instructions") else messages
         return replace(request, content=encode({"model": route.model, "messages": self.messages}))
@@ -187,7 +188,7 @@ async def _whole_bridged(
 ) -> Response:
     body = await calls.read_body(response)
     try:
-        completion = route.provider.dialect.chat_response(body)
+        completion = route.dialect.chat_response(body)
     except msgspec.DecodeError:
         raise failures.from_body(response, body, call, route) from None
     if not completion.choices:

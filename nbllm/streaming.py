@@ -280,7 +280,7 @@ class CompletionStream(EventStream[ChatCompletionChunk]):
         parse: Callable[[str], Any] | None,
     ) -> None:
         super().__init__(call, response, route, Assembly())
-        self._decode = route.provider.dialect.chunk_decoder()
+        self._decode = route.dialect.chunk_decoder()
         self._show_usage = show_usage
         self._parse = parse
 

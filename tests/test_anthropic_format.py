@@ -1,10 +1,11 @@
-"""Anthropic's Messages format on recorded JSON: requests, answers, streams, errors.
+"""Anthropic's Messages format on samples of JSON: requests, answers, streams, errors.
 
-The examples are those of Anthropic's documentation ("Messages", "Streaming messages", "Tool use", "Extended
-thinking", "Prompt caching", "Handling stop reasons"), each stream beside the same answer not streamed.
+The samples are written after the examples of Anthropic's documentation ("Messages", "Streaming messages",
+"Tool use", "Extended thinking", "Prompt caching", "Handling stop reasons"), changed where a test needs it. Each
+stream stands beside the same answer not streamed.
 """
 
-# ruff: noqa: E501 (JSON as it was recorded)
+# ruff: noqa: E501 (JSON as it comes on the wire)
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ import pytest
 
 from nbllm.assembly import Assembly
 from nbllm.exceptions import UnsupportedParamsError, UsageProblem
-from nbllm.providers import Route, anthropic, openai, resolve
+from nbllm.providers import Route, anthropic, anthropic_requests, openai, resolve
 from nbllm.types import ChatCompletion, ChatCompletionChunk, Delta
 
 HELLO = [{"role": "user", "content": "Hello, Claude"}]
@@ -53,7 +54,7 @@ def test_the_smallest_request() -> None:
     assert json.loads(request.body or b"") == {
         "model": NEW,
         "messages": HELLO_SENT,
-        "max_tokens": anthropic.DEFAULT_MAX_TOKENS,
+        "max_tokens": anthropic_requests.DEFAULT_MAX_TOKENS,
     }
 
 
@@ -124,7 +125,9 @@ def test_parameters_without_equivalent_are_refused(name: str, value: Any) -> Non
 
 
 def test_every_parameter_of_openai_is_sent_or_refused() -> None:
-    for name in openai.CHAT_PARAMETERS - anthropic._SAME - anthropic._TRANSLATED - {"metadata"}:
+    for name in (
+        openai.CHAT_PARAMETERS - anthropic_requests._SAME - anthropic_requests._TRANSLATED - {"metadata"}
+    ):
         with pytest.raises(UnsupportedParamsError, match=name):
             body_of(**{name: "something"})
 

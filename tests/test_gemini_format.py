@@ -1,11 +1,11 @@
-"""Gemini's wire format on recorded JSON: requests, answers, streams, embeddings.
+"""Gemini's wire format on samples of JSON: requests, answers, streams, embeddings.
 
-The examples are those of the Gemini API reference ("Generating content", "Embeddings") and its guides ("Text
-generation", "Function calling", "Thinking", "Thought signatures", "Image generation", "Grounding with Google
-Search", "Context caching"), shortened.
+The samples are written after the examples of the Gemini API reference ("Generating content", "Embeddings") and
+its guides ("Text generation", "Function calling", "Thinking", "Thought signatures", "Image generation",
+"Grounding with Google Search", "Context caching"), shortened, and changed where a test needs it.
 """
 
-# ruff: noqa: E501 (JSON as it was recorded)
+# ruff: noqa: E501 (JSON as it comes on the wire)
 
 from __future__ import annotations
 

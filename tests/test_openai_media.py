@@ -24,9 +24,16 @@ import pytest
 from aiohttp import web
 
 from nbllm.exceptions import UsageProblem
-from nbllm.providers import multipart, openai_media, resolve
+from nbllm.media import Speech
+from nbllm.providers import (
+    model_lists,
+    multipart,
+    openai_audio,
+    openai_embeddings,
+    openai_images,
+    resolve,
+)
 from nbllm.providers.base import HttpRequest
-from nbllm.results import Speech
 
 ROUTE = resolve("text-embedding-3-small", base_url="https://host/v1/", api_key="sk-secret-key-123")
 WAV = b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(range(256))
@@ -46,7 +53,7 @@ def embeddings(*rows: Any, **more: Any) -> bytes:
 
 
 def test_the_smallest_embedding_request() -> None:
-    request = openai_media.embedding_request(ROUTE, ["Hi"], {})
+    request = openai_embeddings.embedding_request(ROUTE, ["Hi"], {})
     assert request.url == "https://host/v1/embeddings"
     assert json.loads(request.body or b"") == {
         "model": "text-embedding-3-small",
@@ -59,11 +66,11 @@ def test_the_smallest_embedding_request() -> None:
 
 def test_parameters_of_an_embedding() -> None:
     params = {"dimensions": 256, "user": None, "encoding_format": "float"}
-    request = openai_media.embedding_request(ROUTE, ["Hi"], params, {"input_type": "query"})
+    request = openai_embeddings.embedding_request(ROUTE, ["Hi"], params, {"input_type": "query"})
     shown = {"dimensions": 256, "encoding_format": "float", "input_type": "query"}
     assert json.loads(request.params or b"") == shown
     assert json.loads(request.body or b"") == {"model": "text-embedding-3-small", "input": ["Hi"], **shown}
-    body = openai_media.embedding_request(ROUTE, ["Hi"], {"encoding_format": None}).body
+    body = openai_embeddings.embedding_request(ROUTE, ["Hi"], {"encoding_format": None}).body
     assert "encoding_format" not in json.loads(body or b"")
 
 
@@ -89,9 +96,9 @@ class Word(str, enum.Enum):  # noqa: UP042 (prints as Word.HI)
     ],
 )
 def test_inputs(given: Any, inputs: list[Any]) -> None:
-    checked = openai_media.checked_inputs(given)
+    checked = openai_embeddings.checked_inputs(given)
     assert checked == inputs
-    assert json.loads(openai_media.embedding_request(ROUTE, checked, {}).body or b"")["input"] == inputs
+    assert json.loads(openai_embeddings.embedding_request(ROUTE, checked, {}).body or b"")["input"] == inputs
 
 
 @pytest.mark.parametrize(
@@ -118,18 +125,17 @@ def test_inputs(given: Any, inputs: list[Any]) -> None:
 )
 def test_inputs_that_cannot_work(given: Any, said: str) -> None:
     with pytest.raises(UsageProblem, match=said):
-        openai_media.checked_inputs(given)
+        openai_embeddings.checked_inputs(given)
 
 
 def test_inputs_are_split_by_number_and_size() -> None:
-    split = openai_media.split_inputs
+    split = openai_embeddings.split_inputs
     assert split(["a"] * 5, most=2) == [["a", "a"], ["a", "a"], ["a"]]
     assert [len(part) for part in split(["a"] * 5000)] == [2048, 2048, 904]
     assert split(["aaa", "bb", "c", "dddd"], most_bytes=5) == [["aaa", "bb"], ["c", "dddd"]]
     assert split(["a" * 9, "b", "c" * 9, "d"], most_bytes=5) == [["a" * 9], ["b"], ["c" * 9], ["d"]]
     assert split(["é", "é"], most_bytes=3) == [["é"], ["é"]]
     assert split([[1, 2], [3, 4]], most_bytes=3) == [[[1, 2]], [[3, 4]]]
-    assert split(["a" * 1000] * 1000, most_bytes=None) == [["a" * 1000] * 1000]
     assert split([]) == []
 
 
@@ -144,7 +150,7 @@ def test_inputs_are_split_by_number_and_size() -> None:
     ids=["base64", "floats", "integers"],
 )
 def test_embeddings_as_they_come(rows: Any, more: dict[str, Any]) -> None:
-    answer = openai_media.embedding_response(embeddings(*rows, **more), 2)
+    answer = openai_embeddings.embedding_response(embeddings(*rows, **more), 2)
     np.testing.assert_array_equal(answer.array, np.array([[0.5, -1], [2, 4]], np.float32))
     assert answer.data[1].embedding == [2.0, 4.0]
     assert all(type(number) is float for number in answer.data[1].embedding)
@@ -154,13 +160,13 @@ def test_embeddings_as_they_come(rows: Any, more: dict[str, Any]) -> None:
 
 
 def test_numbers_keep_their_digits() -> None:
-    assert openai_media.embedding_response(embeddings([0.1, 0.2])).data[0].embedding == [0.1, 0.2]
+    assert openai_embeddings.embedding_response(embeddings([0.1, 0.2])).data[0].embedding == [0.1, 0.2]
 
 
 def test_rows_come_in_the_order_of_the_inputs() -> None:
     def answer(*indexes: Any) -> list[float]:
         rows = [{"index": index, "embedding": [float(place)]} for place, index in enumerate(indexes)]
-        made = openai_media.embedding_response(json.dumps({"data": rows}).encode())
+        made = openai_embeddings.embedding_response(json.dumps({"data": rows}).encode())
         assert [row.index for row in made.data] == list(range(len(rows)))
         return [row.embedding[0] for row in made.data]
 
@@ -198,19 +204,21 @@ def test_rows_come_in_the_order_of_the_inputs() -> None:
 )
 def test_answers_that_are_no_embeddings(body: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
-        openai_media.embedding_response(body)
+        openai_embeddings.embedding_response(body)
 
 
 def test_an_answer_of_too_few_embeddings() -> None:
     with pytest.raises(msgspec.DecodeError, match="3 embeddings were expected, not 2"):
-        openai_media.embedding_response(embeddings([0.1], [0.2]), 3)
+        openai_embeddings.embedding_response(embeddings([0.1], [0.2]), 3)
 
 
 def test_answers_are_joined() -> None:
-    parts = [openai_media.embedding_response(embeddings(*rows)) for rows in ([[1.0], [2.0]], [vector(3)])]
+    parts = [
+        openai_embeddings.embedding_response(embeddings(*rows)) for rows in ([[1.0], [2.0]], [vector(3)])
+    ]
     for cost, part in enumerate(parts):
         part.__dict__["_request"] = SimpleNamespace(cost_usd=cost + 0.5)
-    whole = openai_media.joined(parts)
+    whole = openai_embeddings.joined(parts)
     assert whole.array.tolist() == [[1.0], [2.0], [3.0]]
     assert [row.index for row in whole.data] == [0, 1, 2]
     assert parts[1].data[0].index == 0
@@ -222,12 +230,12 @@ def test_answers_are_joined() -> None:
 
 
 def test_tokens_that_are_not_known_have_no_sum() -> None:
-    part = openai_media.embedding_response(embeddings([1.0]))
-    silent = openai_media.embedding_response(embeddings([1.0], usage=None))
-    whole = openai_media.joined([part, silent])
+    part = openai_embeddings.embedding_response(embeddings([1.0]))
+    silent = openai_embeddings.embedding_response(embeddings([1.0], usage=None))
+    whole = openai_embeddings.joined([part, silent])
     assert whole.usage is not None
     assert whole.usage.prompt_tokens is None
-    assert openai_media.joined([part]) is part
+    assert openai_embeddings.joined([part]) is part
 
 
 # -- images ----------------------------------------------------------------------------------------
@@ -235,7 +243,7 @@ def test_tokens_that_are_not_known_have_no_sum() -> None:
 
 def test_an_image_request() -> None:
     route = resolve("gpt-image-1", base_url="https://host/v1", api_key="sk-secret-key-123")
-    request = openai_media.image_request(route, "A cat", {"n": 2, "size": "1024x1024", "user": None})
+    request = openai_images.image_request(route, "A cat", {"n": 2, "size": "1024x1024", "user": None})
     assert request.url == "https://host/v1/images/generations"
     shown = {"n": 2, "size": "1024x1024"}
     assert json.loads(request.body or b"") == {"model": "gpt-image-1", "prompt": "A cat", **shown}
@@ -244,7 +252,7 @@ def test_an_image_request() -> None:
 
 def test_a_stream_is_refused() -> None:
     with pytest.raises(UsageProblem, match="stream"):
-        openai_media.image_request(ROUTE, "A cat", {"stream": True})
+        openai_images.image_request(ROUTE, "A cat", {"stream": True})
 
 
 def test_images() -> None:
@@ -252,13 +260,13 @@ def test_images() -> None:
         "output_format": "png", "quality": "high", "size": "1024x1024", "usage": {"total_tokens": 100,
         "input_tokens": 50, "output_tokens": 50,
         "input_tokens_details": {"text_tokens": 10, "image_tokens": 40}}}"""
-    answer = openai_media.image_response(body)
+    answer = openai_images.image_response(body)
     assert answer.data[0].bytes == b"\x89PNG\r\n\x1a\n"
     assert answer.usage is not None
     assert answer.usage.input_tokens_details is not None
     assert answer.usage.input_tokens_details.image_tokens == 40
     url = b'{"created": 1, "data": [{"url": "https://x/a.png", "revised_prompt": "A fat cat"}], "new": [1]}'
-    answer = openai_media.image_response(url)
+    answer = openai_images.image_response(url)
     assert answer.data[0].revised_prompt == "A fat cat"
     assert answer["new"] == [1]
 
@@ -279,14 +287,14 @@ def test_images() -> None:
 )
 def test_answers_that_are_no_images(body: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
-        openai_media.image_response(body)
+        openai_images.image_response(body)
 
 
 # -- speech ----------------------------------------------------------------------------------------
 
 
 def test_a_speech_request() -> None:
-    request = openai_media.speech_request(ROUTE, "Hello", "alloy", {"speed": 1.5, "instructions": None})
+    request = openai_audio.speech_request(ROUTE, "Hello", "alloy", {"speed": 1.5, "instructions": None})
     assert request.url == "https://host/v1/audio/speech"
     shown = {"voice": "alloy", "speed": 1.5}
     assert json.loads(request.body or b"") == {"model": ROUTE.model, "input": "Hello", **shown}
@@ -294,9 +302,9 @@ def test_a_speech_request() -> None:
 
 
 def test_speech() -> None:
-    speech = openai_media.speech_response(b"ID3", "audio/mpeg")
+    speech = openai_audio.speech_response(b"ID3", "audio/mpeg")
     assert (speech.content, speech.content_type) == (b"ID3", "audio/mpeg")
-    assert openai_media.speech_response(b"x", None).content == b"x"
+    assert openai_audio.speech_response(b"x", None).content == b"x"
 
 
 @pytest.mark.parametrize(
@@ -304,7 +312,7 @@ def test_speech() -> None:
 )
 def test_answers_that_are_no_speech(body: bytes, kind: str) -> None:
     with pytest.raises(msgspec.DecodeError, match=kind):
-        openai_media.speech_response(body, kind)
+        openai_audio.speech_response(body, kind)
 
 
 # -- transcriptions --------------------------------------------------------------------------------
@@ -334,7 +342,7 @@ def test_a_transcription_request() -> None:
         "timestamp_granularities": ["word", "segment"],
         "chunking_strategy": {"type": "server_vad", "threshold": 0.25},
     }
-    request = openai_media.transcription_request(ROUTE, "a.wav", WAV, params, {"diarize": True})
+    request = openai_audio.transcription_request(ROUTE, "a.wav", WAV, params, {"diarize": True})
     assert request.url == "https://host/v1/audio/transcriptions"
     assert request.headers["Authorization"] == ROUTE.headers["Authorization"]
     assert [name for name in request.headers if name.lower() == "content-type"] == ["Content-Type"]
@@ -351,9 +359,9 @@ def test_a_transcription_request() -> None:
     ]
     assert parts_of(request)[-1][1:3] == ("a.wav", "audio/wav")
     assert json.loads(request.params or b"")["timestamp_granularities"] == ["word", "segment"]
-    assert openai_media.transcription_request(ROUTE, "a.wav", WAV, {}).params is None
+    assert openai_audio.transcription_request(ROUTE, "a.wav", WAV, {}).params is None
     with pytest.raises(UsageProblem):
-        openai_media.transcription_request(ROUTE, "a.wav", WAV, {"prompt": object()})
+        openai_audio.transcription_request(ROUTE, "a.wav", WAV, {"prompt": object()})
 
 
 async def test_a_real_server_reads_the_form() -> None:
@@ -401,7 +409,7 @@ def test_audio_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "talk.mp3"
     path.write_bytes(b"ID3")
     monkeypatch.setenv("HOME", str(tmp_path))
-    read = openai_media.audio_file
+    read = openai_audio.audio_file
     assert read(path) == read(str(path)) == read("~/talk.mp3") == ("talk.mp3", b"ID3")
     with path.open("rb") as file:
         assert read(file) == ("talk.mp3", b"ID3")
@@ -428,13 +436,13 @@ def test_audio_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_audio_that_cannot_work(file: Any, said: str) -> None:
     with pytest.raises(UsageProblem, match=said):
-        openai_media.audio_file(file)
+        openai_audio.audio_file(file)
 
 
 def test_transcriptions() -> None:
     body = b"""{"text": "Imagine", "usage": {"type": "tokens", "input_tokens": 14, "output_tokens": 45,
         "total_tokens": 59, "input_token_details": {"text_tokens": 0, "audio_tokens": 14}}}"""
-    answer = openai_media.transcription_response(body, "application/json")
+    answer = openai_audio.transcription_response(body, "application/json")
     assert answer.text == "Imagine"
     assert answer.usage is not None
     assert answer.usage.input_token_details is not None
@@ -444,7 +452,7 @@ def test_transcriptions() -> None:
         "tokens": [50364, 440], "temperature": 0.0, "avg_logprob": -0.286, "compression_ratio": 1.236,
         "no_speech_prob": 0.00985}], "words": [{"word": "The", "start": 0.0, "end": 0.23}],
         "usage": {"type": "duration", "seconds": 9}, "x_groq": {"id": "req_1"}}"""
-    answer = openai_media.transcription_response(verbose, "application/json; charset=utf-8")
+    answer = openai_audio.transcription_response(verbose, "application/json; charset=utf-8")
     assert answer.duration == 8.470000267028809
     assert answer.segments is not None
     assert answer.segments[0].tokens == [50364, 440]
@@ -457,7 +465,7 @@ def test_transcriptions() -> None:
 
 def test_a_transcription_as_text() -> None:
     srt = "1\n00:00:00,000 --> 00:00:03,000\nGrüß Gott\n"
-    answer = openai_media.transcription_response(srt.encode(), "text/plain; charset=utf-8")
+    answer = openai_audio.transcription_response(srt.encode(), "text/plain; charset=utf-8")
     assert answer.text == srt
 
 
@@ -475,20 +483,20 @@ def test_a_transcription_as_text() -> None:
 )
 def test_answers_that_are_no_transcription(body: bytes, kind: str | None) -> None:
     with pytest.raises(msgspec.DecodeError):
-        openai_media.transcription_response(body, kind)
+        openai_audio.transcription_response(body, kind)
 
 
 # -- models ----------------------------------------------------------------------------------------
 
 
 def test_the_url_of_models() -> None:
-    assert openai_media.models_url(ROUTE) == "https://host/v1/models"
+    assert model_lists.models_url(ROUTE) == "https://host/v1/models"
 
 
 def test_models_of_openai() -> None:
     body = b"""{"object": "list", "data": [{"id": "gpt-4o", "object": "model", "created": 1686935002,
         "owned_by": "openai"}, {"id": "own", "object": "model", "created": 0, "owned_by": null}]}"""
-    models = openai_media.models_response(body, "openai")
+    models = model_lists.models_response(body, "openai")
     created = datetime(2023, 6, 16, 17, 3, 22, tzinfo=UTC)
     assert models == [
         {"id": "gpt-4o", "provider": "openai", "created": created, "owned_by": "openai"},
@@ -501,7 +509,7 @@ def test_models_of_anthropic() -> None:
         "display_name": "Claude Sonnet 4", "created_at": "2025-02-19T00:00:00Z"}, {
         "type": "model", "id": "claude-x", "display_name": "X",
         "created_at": "1970-01-01T00:00:00Z"}], "first_id": "a", "has_more": false, "last_id": "b"}"""
-    models = openai_media.models_response(body, "anthropic")
+    models = model_lists.models_response(body, "anthropic")
     assert [model["created"] for model in models] == [datetime(2025, 2, 19, tzinfo=UTC), None]
     assert models[0]["id"] == "claude-sonnet-4-20250514"
 
@@ -510,7 +518,7 @@ def test_models_of_gemini() -> None:
     body = b"""{"models": [{"name": "models/gemini-2.0-flash", "version": "2.0",
         "displayName": "Gemini 2.0 Flash", "inputTokenLimit": 1048576, "outputTokenLimit": 8192,
         "supportedGenerationMethods": ["generateContent", "countTokens"]}]}"""
-    assert [model["id"] for model in openai_media.models_response(body, "gemini")] == ["gemini-2.0-flash"]
+    assert [model["id"] for model in model_lists.models_response(body, "gemini")] == ["gemini-2.0-flash"]
 
 
 @pytest.mark.parametrize(
@@ -527,16 +535,16 @@ def test_models_of_gemini() -> None:
     ],
 )
 def test_models_of_others(body: bytes, ids: list[str]) -> None:
-    assert [model["id"] for model in openai_media.models_response(body, "p")] == ids
+    assert [model["id"] for model in model_lists.models_response(body, "p")] == ids
 
 
 @pytest.mark.parametrize("created", ["1e300", "-5", '"soon"', '"2024-13-01"', "[]", "{}", "1e12"])
 def test_a_time_that_cannot_be_is_unknown(created: str) -> None:
     body = f'{{"data": [{{"id": "a", "created": {created}}}]}}'.encode()
-    assert openai_media.models_response(body, "p")[0]["created"] is None
+    assert model_lists.models_response(body, "p")[0]["created"] is None
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"1", b'{"data": {}, "object": 1}', b'{"data": "a"}', b'"x"'])
 def test_answers_that_are_no_models(body: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
-        openai_media.models_response(body, "p")
+        model_lists.models_response(body, "p")

@@ -9,7 +9,7 @@ import pytest
 
 from nbllm import providers
 from nbllm.exceptions import AuthenticationError, NotFoundError, UsageProblem
-from nbllm.providers import Provider, openai, resolve
+from nbllm.providers import Provider, resolve
 
 KEYED = {"OPENAI_API_KEY": "sk-env"}
 
@@ -158,7 +158,7 @@ def registered() -> Iterator[None]:
 def test_a_provider_can_be_added_and_replaced() -> None:
     with pytest.raises(NotFoundError):
         resolve("mine/m", environ={})
-    providers.register(Provider("mine", "http://one/v1", openai, ("MINE_KEY",)))
+    providers.register(Provider("mine", "http://one/v1", "openai", ("MINE_KEY",)))
     assert resolve("mine/m", environ={"MINE_KEY": "k"}).base_url == "http://one/v1"
-    providers.register(Provider("mine", lambda: "http://two/v1", openai))
+    providers.register(Provider("mine", lambda: "http://two/v1", "openai"))
     assert resolve("mine/m", environ={}).base_url == "http://two/v1"

@@ -15,19 +15,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from nbllm.embeddings import Embedding, EmbeddingResponse, dimensions
 from nbllm.exceptions import UsageProblem
-from nbllm.results import (
-    Embedding,
-    EmbeddingResponse,
-    Image,
-    ImagesResponse,
-    ModelInfo,
-    ModelList,
-    Speech,
-    Transcription,
-    audio_extension,
-    dimensions,
-)
+from nbllm.media import Image, ImagesResponse, Speech, Transcription, audio_extension
+from nbllm.results import ModelInfo, ModelList
 from nbllm.types import decode
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)

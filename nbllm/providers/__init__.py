@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from ..exceptions import AuthenticationError, NotFoundError, UsageProblem, did_you_mean
 from ..kept import kept
-from . import anthropic, azure, gemini, openai
+from . import azure
 from .base import Dialect, HttpRequest, Provider, Route
 
 __all__ = ["PROVIDERS", "Dialect", "HttpRequest", "Provider", "Route", "register", "resolve"]
@@ -27,7 +27,7 @@ def _like_openai(
     """A provider that speaks OpenAI's format, with its variables named as litellm names them."""
     prefix = name.upper()
     key_variables = (key_variable or f"{prefix}_API_KEY",)
-    return Provider(name, base_url, openai, key_variables, (f"{prefix}_API_BASE",), key_optional)
+    return Provider(name, base_url, "openai", key_variables, (f"{prefix}_API_BASE",), key_optional)
 
 
 # Prefix -> provider. Names, addresses and variables are those of the official SDKs and of litellm.
@@ -38,7 +38,7 @@ PROVIDERS |= {
         Provider(
             "openai",
             "https://api.openai.com/v1",
-            openai,
+            "openai",
             ("OPENAI_API_KEY",),
             ("OPENAI_BASE_URL", "OPENAI_API_BASE"),
             has_responses=True,
@@ -46,7 +46,7 @@ PROVIDERS |= {
         Provider(
             "azure",
             None,
-            openai,
+            "openai",
             ("AZURE_API_KEY", "AZURE_OPENAI_API_KEY"),
             ("AZURE_API_BASE", "AZURE_OPENAI_ENDPOINT"),
             key_header="api-key",
@@ -57,7 +57,7 @@ PROVIDERS |= {
         Provider(
             "anthropic",
             "https://api.anthropic.com/v1",
-            anthropic,
+            "anthropic",
             ("ANTHROPIC_API_KEY",),
             ("ANTHROPIC_BASE_URL", "ANTHROPIC_API_BASE"),
             key_header="x-api-key",
@@ -68,7 +68,7 @@ PROVIDERS |= {
         Provider(
             "gemini",
             "https://generativelanguage.googleapis.com/v1beta",
-            gemini,
+            "gemini",
             ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
             ("GOOGLE_GEMINI_BASE_URL", "GEMINI_API_BASE"),
             key_header="x-goog-api-key",
@@ -78,7 +78,7 @@ PROVIDERS |= {
         Provider(
             "litellm_proxy",
             None,
-            openai,
+            "openai",
             ("LITELLM_PROXY_API_KEY",),
             ("LITELLM_PROXY_API_BASE",),
             key_optional=True,

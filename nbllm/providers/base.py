@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import lru_cache
+from importlib import import_module
+from typing import Any, Protocol, cast
 
 from ..exceptions import UsageProblem
 from ..types import ChatCompletion, ChatCompletionChunk
@@ -81,7 +83,7 @@ class Provider:
         key_variables: Environment variables that may hold the key, first come first served; empty where
             no key is needed.
         base_url_variables: Environment variables that may hold another base URL.
-        dialect: Its wire format.
+        dialect: Its wire format, by the name of its module here, which loads when it is needed.
         key_optional: Whether it answers without a key too.
         key_header: The header that takes the key.
         key_prefix: What stands before the key there.
@@ -94,7 +96,7 @@ class Provider:
 
     name: str
     base_url: str | Callable[[], str] | None
-    dialect: Dialect
+    dialect: str
     key_variables: tuple[str, ...] = ()
     base_url_variables: tuple[str, ...] = ()
     key_optional: bool = False
@@ -129,6 +131,11 @@ class Route:
     headers: Mapping[str, str]
     api_version: str | None = None
 
+    @property
+    def dialect(self) -> Dialect:
+        """The wire format that is spoken there."""
+        return _dialect(self.provider.dialect)
+
     def url(self, path: str) -> str:
         """The URL of an endpoint, such as "chat/completions"."""
         if self.provider.url is not None:
@@ -137,6 +144,11 @@ class Route:
 
     def __repr__(self) -> str:
         return f"Route({self.provider.name}, {self.model}, {self.base_url})"
+
+
+@lru_cache
+def _dialect(name: str) -> Dialect:
+    return cast(Dialect, import_module(f".{name}", __package__))
 
 
 def merged_headers(headers: Mapping[str, str], extra: Mapping[str, str] | None) -> Mapping[str, str]:

@@ -1,0 +1,133 @@
+"""Answers of Anthropic's Messages API as OpenAI's chat completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ..types import ChatCompletion, build, parse
+
+_FINISH_REASONS = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+
+
+def chat_response(body: bytes) -> ChatCompletion:
+    """The whole answer; it has no choices where the body is no message.
+
+    Raises:
+        msgspec.DecodeError: The body is no JSON object.
+    """
+    answer = json_fields(body)
+    usage = answer.get("usage")
+    result: dict[str, Any] = {
+        "id": answer.get("id"),
+        "object": "chat.completion",
+        "model": answer.get("model"),
+        "usage": openai_usage(usage),
+        "service_tier": usage.get("service_tier") if isinstance(usage, dict) else None,
+    }
+    if isinstance(content := answer.get("content"), list):
+        message = {"role": "assistant", **_message(content), **ending(answer)}
+        reason = finish_reason(answer.get("stop_reason"))
+        result["choices"] = [{"index": 0, "message": message, "finish_reason": reason}]
+    if answer.get("error"):
+        result["error"] = answer["error"]
+    try:
+        return build(ChatCompletion, result)
+    except RecursionError as error:
+        raise msgspec.DecodeError(str(error)) from None
+
+
+def json_fields(data: bytes) -> dict[str, Any]:
+    """A JSON object as a dict; raises msgspec.DecodeError where it is something else."""
+    value = parse(data)
+    if not isinstance(value, dict):
+        raise msgspec.DecodeError(f"a JSON object was expected, not {type(value).__name__}")
+    return value
+
+
+def _message(content: list[Any]) -> dict[str, Any]:
+    """The fields of a message that the blocks of an answer make up; empty ones are left out."""
+    text, reasoning = "", ""
+    calls: list[Any] = []
+    thinking: list[Any] = []
+    citations: list[Any] = []
+    for block in content:
+        kind = block.get("type") if isinstance(block, dict) else None
+        if kind == "text":
+            text += text_of(block.get("text"))
+            citations += block.get("citations") or [] if isinstance(block.get("citations"), list) else []
+        elif kind == "thinking":
+            reasoning += text_of(block.get("thinking"))
+            thinking.append(block)
+        elif kind == "redacted_thinking":
+            thinking.append(block)
+        elif kind == "tool_use":
+            function = {"name": block.get("name"), "arguments": arguments_of(block)}
+            calls.append({"id": block.get("id"), "type": "function", "function": function})
+    fields = {
+        "content": text,
+        "tool_calls": calls,
+        "reasoning_content": reasoning,
+        "thinking_blocks": thinking,
+        "citations": citations,
+    }
+    return {name: value for name, value in fields.items() if value}
+
+
+def text_of(value: Any) -> str:
+    """A text; empty where it is missing or something else."""
+    return value if isinstance(value, str) else ""
+
+
+def arguments_of(block: dict[str, Any]) -> str:
+    """The arguments of a `tool_use` block as JSON."""
+    return msgspec.json.encode(block.get("input") or {}).decode()
+
+
+def ending(source: dict[str, Any]) -> dict[str, Any]:
+    """What else is told of the end: the stop sequence that was met, why a model refused, its container."""
+    names = ("stop_sequence", "stop_details", "container")
+    return {name: source[name] for name in names if source.get(name) is not None}
+
+
+def finish_reason(reason: Any) -> str | None:
+    """OpenAI's finish reason for a stop reason; one that it has no name for stays."""
+    return _FINISH_REASONS.get(reason, reason) if isinstance(reason, str) else None
+
+
+def openai_usage(usage: Any) -> dict[str, Any] | None:
+    """OpenAI's counts from Anthropic's, in which `input_tokens` are those that no cache had to do with.
+
+    Counts without an equivalent (`server_tool_use`, `cache_creation` by lifetime, …) keep their names.
+    """
+    if not isinstance(usage, dict) or not usage:
+        return None
+    rest = {name: value for name, value in usage.items() if value is not None}
+    rest.pop("service_tier", None)
+    given, answered, read, written = (
+        count if isinstance(count := rest.pop(name, None), int) else None
+        for name in (
+            "input_tokens",
+            "output_tokens",
+            "cache_read_input_tokens",
+            "cache_creation_input_tokens",
+        )
+    )
+    prompt = None if given is None else given + (read or 0) + (written or 0)
+    result: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": answered}
+    if prompt is not None and answered is not None:
+        result["total_tokens"] = prompt + answered
+    if read is not None or written is not None:
+        result["prompt_tokens_details"] = {"cached_tokens": read, "cache_write_tokens": written}
+    details = rest.pop("output_tokens_details", None)
+    if isinstance(details, dict) and isinstance(details.get("thinking_tokens"), int):
+        result["completion_tokens_details"] = {"reasoning_tokens": details["thinking_tokens"]}
+    return {**rest, **result}
