@@ -7,10 +7,11 @@ policy of retrying `retries`', the waiting for limits `limits`', the record `tra
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import aiohttp
@@ -20,6 +21,7 @@ from .exceptions import APIError, UsageProblem
 from .providers import HttpRequest, Route, resolve
 from .providers.base import merged_headers
 from .settings import client_timeout, settings
+from .types import parse
 
 T = TypeVar("T")
 
@@ -46,29 +48,20 @@ class Options:
         shared_session: A ClientSession of the caller's own.
         retries: How many further attempts a failure that may pass is worth, None for the configured
             number; `num_retries` and `max_retries` are its names for callers.
-        fallbacks: Models to ask when the first keeps failing.
+        fallbacks: Models to ask when the first keeps failing, each as the arguments of `resolve`.
     """
 
     session_id: str | None = None
     timeout: aiohttp.ClientTimeout | None = None
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)  # verbose tracebacks show locals
     base_url: str | None = None
     api_version: str | None = None
-    extra_headers: Mapping[str, str] | None = None
+    extra_headers: Mapping[str, str] | None = field(default=None, repr=False)
     extra_body: Mapping[str, Any] | None = None
     metadata: Mapping[str, Any] | None = None
     shared_session: aiohttp.ClientSession | None = None
     retries: int | None = None
-    fallbacks: Sequence[str | Mapping[str, Any]] = ()
-
-
-_NAMES = frozenset(
-    (
-        *("session_id", "litellm_session_id", "timeout", "api_key", "base_url", "api_base", "api_version"),
-        *("extra_headers", "extra_body", "metadata", "shared_session", "num_retries", "max_retries"),
-        "fallbacks",
-    )
-)
+    fallbacks: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
 
 
 def take_options(given: dict[str, Any]) -> Options:
@@ -77,34 +70,63 @@ def take_options(given: dict[str, Any]) -> Options:
     Raises:
         UsageProblem: One of them can't be used.
     """
-    said = {name: given.pop(name) for name in _NAMES.intersection(given)}
-    said = {name: value for name, value in said.items() if value is not None}
+    return checked_options(**{name: given.pop(name) for name in OPTION_NAMES.intersection(given)})
+
+
+def checked_options(
+    *,
+    session_id: Any = None,
+    litellm_session_id: Any = None,
+    timeout: Any = None,
+    api_key: Any = None,
+    base_url: Any = None,
+    api_base: Any = None,
+    api_version: Any = None,
+    extra_headers: Any = None,
+    extra_body: Any = None,
+    metadata: Any = None,
+    shared_session: Any = None,
+    num_retries: Any = None,
+    max_retries: Any = None,
+    fallbacks: Any = None,
+) -> Options:
+    """The options under the names that callers use, checked; None is not given.
+
+    Raises:
+        UsageProblem: One of them can't be used.
+    """
     options = Options()
-    for name in ("extra_headers", "extra_body", "metadata"):
-        if name in said:
-            setattr(options, name, _mapping(name, said[name]))
-    meta = options.metadata or {}
-    if "session_id" in said:
-        tagging.check_session_id(said["session_id"])  # an empty one too: it is no way to leave it out
-    named = (said.get("session_id"), said.get("litellm_session_id"))
-    grouped = next(
-        (name for name in (*named, meta.get("session_id"), meta.get("litellm_session_id")) if name), None
-    )
-    if grouped is not None:
+    options.api_key, options.base_url, options.api_version = api_key, base_url or api_base, api_version
+    options.shared_session = shared_session
+    sent = None  # the session that the caller sends to a LiteLLM proxy by hand; there the header wins
+    if extra_body is not None:
+        fields = dict(_mapping("extra_body", extra_body))
+        sent = fields.pop("litellm_session_id", None)  # OpenAI refuses fields that it doesn't know
+        options.extra_body = fields
+    if extra_headers is not None:
+        options.extra_headers = _mapping("extra_headers", extra_headers)
+        names = {str(name).lower(): name for name in extra_headers}
+        sent = extra_headers.get(names.get("x-litellm-session-id")) or sent
+    if session_id is not None:
+        tagging.check_session_id(session_id)  # an empty one too: it is no way to leave it out
+    grouped = session_id or litellm_session_id
+    if metadata is not None:
+        options.metadata = _mapping("metadata", metadata)
+        grouped = grouped or metadata.get("session_id") or metadata.get("litellm_session_id")
+    if grouped := grouped or sent:
         options.session_id = tagging.check_session_id(grouped)
-    if "timeout" in said:
-        options.timeout = client_timeout(said["timeout"])
-    options.api_key = said.get("api_key")
-    options.base_url = said.get("base_url") or said.get("api_base")
-    options.api_version = said.get("api_version")
-    options.shared_session = said.get("shared_session")
-    if (times := said.get("num_retries", said.get("max_retries"))) is not None:
+    if timeout is not None:
+        options.timeout = client_timeout(timeout)
+    if (times := max_retries if num_retries is None else num_retries) is not None:
         if isinstance(times, bool) or not isinstance(times, int) or times < 0:
             raise UsageProblem(f"num_retries must be a whole number, 0 for none; got {times!r}")
         options.retries = times
-    if "fallbacks" in said:
-        options.fallbacks = _fallbacks(said["fallbacks"])
+    if fallbacks is not None:
+        options.fallbacks = _fallbacks(fallbacks)
     return options
+
+
+OPTION_NAMES = frozenset(inspect.signature(checked_options).parameters)
 
 
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:
@@ -113,19 +135,29 @@ def _mapping(name: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _fallbacks(value: Any) -> Sequence[str | Mapping[str, Any]]:
+def _fallbacks(value: Any) -> list[dict[str, Any]]:
     models = [value] if isinstance(value, str) else value
-    if not isinstance(models, (list, tuple)) or not all(
-        isinstance(model, str) or (isinstance(model, Mapping) and "model" in model) for model in models
-    ):
-        raise UsageProblem(
-            "fallbacks must be a list of models, or of dicts with model, api_key and base_url; "
-            f"got {tracing.redact(repr(value)):.80}"
+    if not isinstance(models, (list, tuple)):
+        raise UsageProblem(f"fallbacks must be a list of models; got {type(value).__name__}")
+    return [_fallback(model) for model in models]
+
+
+def _fallback(given: Any) -> dict[str, Any]:
+    fallback = {"model": given} if isinstance(given, str) else given
+    named = fallback.get("model", "the first") if isinstance(fallback, Mapping) and fallback else None
+    if not isinstance(named, str) or not named.strip() or not _FALLBACK_NAMES.issuperset(fallback):
+        names = f"a dict with {', '.join(map(str, given))}" if isinstance(given, Mapping) else repr(given)
+        raise UsageProblem(  # no value is shown: it may be a key
+            "each of the fallbacks must be a model, or a dict with model, api_key, base_url and api_version; "
+            f"got {names:.80}"
         )
-    return models
+    return {"base_url" if name == "api_base" else name: value for name, value in fallback.items()}
 
 
-async def run(
+_FALLBACK_NAMES = frozenset(("model", "api_key", "base_url", "api_base", "api_version"))
+
+
+def run(
     operation: str,
     model: str,
     options: Options,
@@ -133,7 +165,7 @@ async def run(
     read: Reader[T],
     *,
     stream: bool = False,
-) -> T:
+) -> Coroutine[Any, Any, T]:
     """Carry a call through, on the home loop where the caller is on another one.
 
     Args:
@@ -150,8 +182,8 @@ async def run(
     """
     sending = _run(operation, model, options, translate, read, stream)
     if options.shared_session is None and loops.elsewhere():
-        return await loops.at_home(sending)
-    return await sending
+        return loops.at_home(sending)
+    return sending
 
 
 async def _run(
@@ -160,10 +192,16 @@ async def _run(
     session = transport.session_for(options.shared_session)
     call = tracing.Call(options.session_id)
     call.operation, call.stream = operation, stream
+    first_place: dict[str, Any] = {
+        "model": model,
+        "base_url": options.base_url,
+        "api_key": options.api_key,
+        "api_version": options.api_version,
+    }
+    first_url = None
     try:
-        route = resolve(
-            model, base_url=options.base_url, api_key=options.api_key, api_version=options.api_version
-        )
+        route = resolve(**first_place)
+        first_url = route.base_url
         return await _ask(call, session, route, options, translate, read)
     except APIError as error:
         if not options.fallbacks:
@@ -172,10 +210,14 @@ async def _run(
     for fallback in options.fallbacks:
         try:
             # Key and address belong to the first model; another provider's are looked up, or stand with it.
-            route = resolve(fallback) if isinstance(fallback, str) else resolve(**fallback)
-            return await _ask(call, session, route, options, translate, read)
-        except APIError as error:
-            first.add_note(f"The fallback {fallback!r} failed too: {error}")
+            # Without a model it is the first once more, with another key or address.
+            route = resolve(**(fallback if "model" in fallback else {**first_place, **fallback}))
+            # So do the headers, which may hold a key as well.
+            theirs = options if route.base_url == first_url else replace(options, extra_headers=None)
+            return await _ask(call, session, route, theirs, translate, read)
+        except (APIError, UsageProblem) as error:
+            asked = fallback.get("model", model)
+            first.add_note(tracing.redact(f"The fallback {asked!r} failed too: {error}"))
     raise first
 
 
@@ -192,48 +234,52 @@ async def _ask(
     if route.provider.takes_session:
         extra_body = {"litellm_session_id": call.session_id, **(extra_body or {})}
         headers = {"x-litellm-session-id": call.session_id, **(headers or {})}
-    request = translate(route, extra_body)
+    try:
+        request = translate(route, extra_body)
+    except (TypeError, AttributeError, LookupError, UnicodeError) as error:
+        raise UsageProblem(
+            f"the messages or parameters can't be put into the format of {route.provider.name}: {error}"
+        ) from error
     sent_headers = merged_headers(request.headers, headers)
     tracing.keep_secret(route.api_key)
     if options.extra_headers:
         _keep_secrets(options.extra_headers)
+    if request.params is not None and any(mark in request.params for mark in _SECRET_MARKS):
+        _keep_secrets(parse(request.params))
     provider = route.provider.name
     most = settings().num_retries if options.retries is None else options.retries
     call.provider, call.model, call.params = provider, route.model, request.params
     attempt = 1
     while True:
         call.record = None
-        if (limiter := limits.limiter(provider)) is not None:
+        if (limiter := limits.limiter(provider, route.base_url)) is not None:
             await _be_admitted(call, limiter, request)
         try:
             return await _attempt(call, session, request, sent_headers, route, options, read)
         except APIError as error:
-            limits.note(provider, error.response or {}, error.retry_after)
+            limits.note(provider, error.response or {}, error.retry_after, route.base_url)
             pause = retries.pause_before(attempt, error) if attempt <= most else None
             if pause is None:
                 raise
         finally:
-            if call.record is None and call.release is not None:  # nothing was sent
-                call.release(None)
-                call.release = None
+            if call.record is None:  # nothing was sent
+                tracing.give_back(call)
         await asyncio.sleep(pause)
         attempt += 1
 
 
 async def _be_admitted(call: tracing.Call, limiter: limits.Limiter, request: HttpRequest) -> None:
-    """Wait for a place under the provider's limits; the end of the attempt's record gives it back."""
+    """Wait for a place under the provider's limits; the attempt's end on the wire gives it back."""
     estimated = limits.estimate_tokens(request.body or b"", None)
     call.queued_ms = await limiter.acquire(estimated)
 
-    def release(record: tracing.Record | None) -> None:
-        actual = None  # unknown: the estimate stands
-        if record is None or record.status == "error":
-            actual = 0
-        elif record.input_tokens is not None:
-            actual = record.input_tokens + (record.output_tokens or 0)
-        limiter.release(estimated, actual)
+    def settle(record: tracing.Record) -> None:
+        if record.status == "error":
+            limiter.settle(estimated, 0)
+        elif record.input_tokens is not None:  # else the estimate stands
+            limiter.settle(estimated, record.input_tokens + (record.output_tokens or 0))
 
-    call.release = release
+    call.release, call.settle = limiter.release, settle
 
 
 async def _attempt(
@@ -249,11 +295,20 @@ async def _attempt(
     keeps = settings().content and request.headers.get("Content-Type") == "application/json"
     call.content = (request.content or request.body) if keeps else None
     try:
-        response = await transport.send(call, session, request.url, request.body, headers, options.timeout)
+        response = await transport.send(
+            call,
+            session,
+            request.url,
+            request.body,
+            headers,
+            options.timeout,
+            # aiohttp takes no other header than this one off where a redirect leads to another server.
+            follow=route.provider.key_header == "Authorization",
+        )
         call.content = None  # the record has it
         _say_which_connection(call, session)
-        limits.note(route.provider.name, response.headers, None)
-        if response.status >= 400:
+        limits.note(route.provider.name, response.headers, None, route.base_url)
+        if response.status >= 300:
             raise failures.from_refusal(response, await read_body(response), call, route)
         answer = await read(call, response, route)
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
@@ -277,11 +332,10 @@ async def read_body(response: aiohttp.ClientResponse) -> bytes:
 
 def _say_which_connection(call: tracing.Call, session: aiohttp.ClientSession) -> None:
     """A debug line, for those who ask by `NBLLM_LOG=DEBUG` or by `logging`."""
-    if os.environ.get("NBLLM_LOG", "").upper() == "DEBUG" and not _logger.handlers:
+    if "NBLLM_LOG" in os.environ and os.environ["NBLLM_LOG"].upper() == "DEBUG" and not _logger.handlers:
         _logger.addHandler(logging.StreamHandler())
         _logger.setLevel(logging.DEBUG)
-    record = call.record
-    if record is None or not _logger.isEnabledFor(logging.DEBUG):
+    if not _logger.isEnabledFor(logging.DEBUG) or (record := call.record) is None:
         return
     reused = "reused" if record.connection_reused else f"new ({record.connection_reason})"
     _logger.debug(
@@ -290,7 +344,18 @@ def _say_which_connection(call: tracing.Call, session: aiohttp.ClientSession) ->
     )
 
 
-def _keep_secrets(headers: Mapping[str, str]) -> None:
-    for name, value in headers.items():
-        if any(mark in name.lower() for mark in ("auth", "key", "token", "secret", "cookie")):
-            tracing.keep_secret(value.rpartition(" ")[2])
+_SECRET_NAMES = ("auth", "key", "token", "secret", "cookie", "password")
+_SECRET_MARKS = tuple(name.encode() for name in (*_SECRET_NAMES, "Key", "Auth", "Token", "Secret"))
+
+
+def _keep_secrets(value: Any) -> None:
+    """Have masked, wherever nbllm writes text, what stands under the names that keys go by."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            if isinstance(item, str) and any(mark in str(name).lower() for mark in _SECRET_NAMES):
+                tracing.keep_secret(item.rpartition(" ")[2])
+            else:
+                _keep_secrets(item)
+    elif isinstance(value, list):
+        for item in value:
+            _keep_secrets(item)

@@ -91,21 +91,21 @@ async def acompletion(
         UsageProblem: A value that can't work; nothing was sent.
         APIError: The call failed; its subclasses tell how (`nbllm.exceptions`).
     """
-    options = calls.take_options(
-        {
-            "session_id": session_id,
-            "litellm_session_id": params.pop("litellm_session_id", None),
-            "timeout": timeout,
-            "api_key": api_key,
-            "base_url": base_url or api_base,
-            "api_version": api_version,
-            "extra_headers": extra_headers,
-            "extra_body": extra_body,
-            "metadata": metadata,
-            "shared_session": shared_session,
-            "num_retries": max_retries if num_retries is None else num_retries,
-            "fallbacks": fallbacks,
-        }
+    options = calls.checked_options(
+        session_id=session_id,
+        litellm_session_id=params.pop("litellm_session_id", None),
+        timeout=timeout,
+        api_key=api_key,
+        base_url=base_url,
+        api_base=api_base,
+        api_version=api_version,
+        extra_headers=extra_headers,
+        extra_body=extra_body,
+        metadata=metadata,
+        shared_session=shared_session,
+        num_retries=num_retries,
+        max_retries=max_retries,
+        fallbacks=fallbacks,
     )
     checked = _checked_messages(messages)
     stream = bool(stream)

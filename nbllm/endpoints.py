@@ -61,7 +61,7 @@ async def aembedding(model: str, input: Any, **params: Any) -> EmbeddingResponse
     """
     options = calls.take_options(params)
     inputs = openai_embeddings.checked_inputs(input)
-    most = GEMINI_INPUTS if model.startswith("gemini/") else OPENAI_INPUTS
+    most = GEMINI_INPUTS if str(model).startswith(("gemini/", "gemini-")) else OPENAI_INPUTS
     parts = openai_embeddings.split_inputs(inputs, most)
     return openai_embeddings.joined([await _embeddings(model, part, params, options) for part in parts])
 
@@ -179,6 +179,8 @@ async def amodels(provider: str | None = None, **options: Any) -> ModelList:
     common = calls.take_options(options)
     if provider is not None:
         return await _models_of(provider, common)
+    if common.api_key or common.base_url or common.extra_headers:
+        raise UsageProblem("name the provider that api_key, base_url and extra_headers are for")
     found = ModelList()
     for name in PROVIDERS:
         try:
@@ -214,8 +216,8 @@ models = _twin(amodels)
 
 
 async def _models_of(name: str, options: calls.Options) -> ModelList:
-    if name not in PROVIDERS:
-        raise UsageProblem(f"there is no provider {name!r}{did_you_mean(name, PROVIDERS)}")
+    if not isinstance(name, str) or name not in PROVIDERS:
+        raise UsageProblem(f"there is no provider {name!r}{did_you_mean(str(name), PROVIDERS)}")
 
     def translate(route: Route, added: Mapping[str, Any] | None) -> HttpRequest:
         return HttpRequest(model_lists.models_url(route), None, route.headers)

@@ -29,9 +29,15 @@ def from_transport(error: BaseException, call: tracing.Call, route: Route) -> AP
         text = tracing.redact(str(reason) or type(error).__name__)
         if isinstance(error, aiohttp.ClientPayloadError):
             text = f"the answer broke off: {text}"
+        elif isinstance(reason, ConnectionRefusedError):
+            text += ". Nothing listens there: is the server running, and the address right?"
+        elif isinstance(error, aiohttp.ClientConnectorDNSError):
+            text += ". Is the address right, and the network there?"
         elif isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)):
             text += ". A CA bundle of your own goes into SSL_CERT_FILE"
         result = APIConnectionError(f"{route.base_url}: {text}", **details)
+    if isinstance(error, aiohttp.ClientResponseError):  # it would show the headers that were sent
+        error.request_info, error.history, error.args = None, (), ()  # type: ignore[assignment]
     note(call, result)
     return result
 
@@ -49,7 +55,7 @@ def from_body(response: aiohttp.ClientResponse, body: bytes, call: tracing.Call,
     if error is None:
         start = " ".join(body[:120].decode("utf-8", "replace").split()) or "nothing"
         error = APIResponseValidationError(
-            f"{route.base_url} answered with something that is not a chat completion "
+            f"{route.base_url} answered with something that is no answer to {call.operation} "
             f"({response.content_type}): {tracing.redact(start)}. Does the base URL end in /v1?",
             status_code=response.status,
             model=route.asked,

@@ -29,8 +29,8 @@ _BURST = 1 / 20
 _ANSWER_TOKENS = 500
 
 
-def limiter(provider: str) -> Limiter | None:
-    """The running loop's queue for a provider, by its name.
+def limiter(provider: str, address: str = "") -> Limiter | None:
+    """The running loop's queue for a provider, by its name, at one of its addresses.
 
     Returns:
         None where the user has set no limit for the provider: nobody waits in a queue unasked.
@@ -38,20 +38,21 @@ def limiter(provider: str) -> Limiter | None:
     values = settings()
     if values.max_concurrency is None and values.rpm is None and values.tpm is None:
         return None
-    budget = _budget(provider)
+    budget = _budget(provider, address)
     budget.follow(values)
     return budget.limiter_on(asyncio.get_running_loop()) if budget.limited else None
 
 
-def note(provider: str, headers: Mapping[str, str], retry_after: float | None) -> None:
+def note(provider: str, headers: Mapping[str, str], retry_after: float | None, address: str = "") -> None:
     """Have a provider's next requests wait where its answer asks for that, and the user has set limits.
 
     Args:
         provider: The provider's name.
         headers: Of the response; by lower-case name, where the mapping tells case.
         retry_after: Seconds of a 429's Retry-After; None where there is none.
+        address: The base URL that answered.
     """
-    budget = _state.budgets.get(provider)
+    budget = _state.budgets.get((provider, address))
     if budget is None or not budget.limited:
         return
     seconds = max(_until_reset(headers), retry_after or 0.0)
@@ -63,7 +64,7 @@ def estimate_tokens(body: bytes, max_tokens: int | None) -> int:
     """About how many tokens a request will cost: its body and the longest answer, 500 where that is open.
 
     A token is about four characters of English (OpenAI, "What are tokens and how to count them"). JSON's own
-    characters, and above all an image in the body, make the estimate too high; `Limiter.release` corrects it.
+    characters, and above all an image in the body, make the estimate too high; `Limiter.settle` corrects it.
     """
     return len(body) // 4 + (_ANSWER_TOKENS if max_tokens is None else max_tokens)
 
@@ -107,17 +108,16 @@ class Limiter:
             raise
         return (monotonic() - started) * 1e3
 
-    def release(self, estimated: int, actual: int | None) -> None:
-        """Give the place back when the request has ended; from any thread.
-
-        Args:
-            estimated: The tokens given to `acquire`.
-            actual: The tokens that it cost; None where that is unknown, and the estimate stands.
-        """
+    def release(self) -> None:
+        """Give the place back when the request has ended; from any thread."""
         with _state.lock:
             self._held -= 1
-            if actual is not None:
-                self._budget.give_back(0, estimated - actual)
+        self._wake()
+
+    def settle(self, estimated: int, actual: int) -> None:
+        """Put the tokens that a request cost in the place of those given to `acquire`; from any thread."""
+        with _state.lock:
+            self._budget.give_back(0, estimated - actual)
         self._wake()
 
     def _wake(self) -> None:
@@ -249,10 +249,10 @@ def _bucket(limit: float | None, old: _Bucket | None) -> _Bucket | None:
 
 
 class _State:
-    """What is known of each provider, by its name."""
+    """What is known of each provider, by its name and address."""
 
     def __init__(self) -> None:
-        self.budgets: dict[str, _Budget] = {}
+        self.budgets: dict[tuple[str, str], _Budget] = {}
         # Reentrant: a collected stream may give its place back while this thread holds the lock.
         self.lock = threading.RLock()
 
@@ -260,9 +260,12 @@ class _State:
 _state = kept(__name__, _State)
 
 
-def _budget(provider: str) -> _Budget:
-    with _state.lock:
-        return _state.budgets.setdefault(provider, _Budget(provider))
+def _budget(provider: str, address: str) -> _Budget:
+    found = _state.budgets.get((provider, address))
+    if found is None:
+        with _state.lock:
+            found = _state.budgets.setdefault((provider, address), _Budget(provider))
+    return found
 
 
 def _wake_all(values: Settings) -> None:

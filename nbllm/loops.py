@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import contextvars
 import selectors
 import signal
 import sys
@@ -151,7 +152,7 @@ def run_sync(coro: Coroutine[Any, Any, T]) -> T:
             "use the awaited form (await nbllm.acompletion(...)), or in a notebook %load_ext nbllm first"
         )
     if threading.current_thread() is threading.main_thread():
-        return _script_runner().run(coro)
+        return _script_runner().run(coro, context=contextvars.copy_context())
     return _run_from_thread(coro)
 
 

@@ -96,6 +96,8 @@ async def _whole(call: tracing.Call, response: aiohttp.ClientResponse, route: Ro
         raise failures.from_body(response, body, call, route) from None
     if answer.error is not None:
         raise failures.from_body(response, encode({"error": answer.error}), call, route)
+    if answer.object != "response" and not answer.output:
+        raise failures.from_body(response, body, call, route)
     if (record := call.record) is not None:
         if record.content is not None:
             record.response_content = body
@@ -306,7 +308,7 @@ def _response_id(call: tracing.Call) -> str:
 def _conversation(response_id: str) -> list[dict[str, Any]]:
     """The chat messages up to a response, and that response."""
     kept_there = None
-    if isinstance(response_id, str):
+    if isinstance(response_id, str) and response_id.isascii():
         if (known := _state.conversations.get(response_id)) is not None:
             return known
         kept_there = log.content_of(response_id)

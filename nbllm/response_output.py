@@ -32,7 +32,7 @@ def from_chat(
     there they find back into the next request.
     """
     choice = completion.choices[0] if completion.choices else Choice()
-    reason = _REASONS.get(choice.finish_reason or "")
+    reason = _REASONS.get(str(choice.finish_reason))
     output = _items(choice.message or Message(), completion.text, ItemIds(response_id))
     if output and reason:
         output[-1].status = "incomplete"

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable
 
 import aiohttp
+from aiohttp.http_exceptions import ContentEncodingError
 
 from .exceptions import APIConnectionError, APIError, Timeout
 
@@ -76,6 +77,8 @@ def _connecting_may_help(error: APIConnectionError) -> bool:
         # No such name: mistyped. A resolver that is out of reach (EAI_AGAIN) may be back in a moment.
         return cause.os_error.errno != socket.EAI_NONAME
     # Not a wrong URL, too many redirects or an answer that is not HTTP.
+    if isinstance(cause, aiohttp.ClientPayloadError) and isinstance(cause.__cause__, ContentEncodingError):
+        return False  # the whole answer is there, and the next one would be written the same
     return cause is None or isinstance(
         cause, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError)
     )

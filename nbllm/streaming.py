@@ -23,6 +23,7 @@ from .providers.sse import EventDecoder
 from .types import ChatCompletion, ChatCompletionChunk, Usage, mimebundle, parse
 
 E = TypeVar("E")
+_ERRORS = frozenset({"error", "detail"})  # under which servers tell, within a stream, what went wrong
 
 
 class _Assembly(Protocol):
@@ -302,7 +303,7 @@ class CompletionStream(EventStream[ChatCompletionChunk]):
         chunk = self._decode(data)
         if chunk is None:
             return None
-        if not chunk.choices and chunk.__dict__.get("error"):
+        if not chunk.choices and (chunk.object == "error" or not _ERRORS.isdisjoint(chunk.__dict__)):
             raise self._bad(data)
         if self._assembly.add(chunk) and self.request is not None and self.request.first_chunk_at is None:
             tracing.note_first_content(self.request)

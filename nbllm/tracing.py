@@ -45,6 +45,7 @@ class Call:
         "record",
         "release",
         "session_id",
+        "settle",
         "stream",
     )
 
@@ -60,7 +61,8 @@ class Call:
         self.content: bytes | None = None
         self.attempts = 0
         self.queued_ms: float | None = None
-        self.release: Callable[[Record | None], None] | None = None  # what the end of an attempt gives back
+        self.release: Callable[[], None] | None = None  # called when nothing more moves on the wire
+        self.settle: Callable[[Record], None] | None = None  # called with the finished record
         self.record: Record | None = None
 
 
@@ -168,8 +170,12 @@ class Record:
                 self.queued_ms = call.queued_ms
 
     def __repr__(self) -> str:
-        shown = (f"{k}={v!r}" for k in columns_set(self) if (v := getattr(self, k)) is not None)
-        return f"Record({', '.join(shown)})"
+        took = "" if self.duration_ms is None else f", {self.duration_ms:.0f} ms"
+        tokens = "" if self.input_tokens is None else f", {self.input_tokens}→{self.output_tokens} tokens"
+        what = f"{self.operation or 'foreign'} {self.provider or self.server_address}/{self.request_model}"
+        return (
+            f"<Record {self.request_id} {what}: {self.status or 'running'} {self.http_status}{tokens}{took}>"
+        )
 
 
 _PRIVATE = {
@@ -262,6 +268,7 @@ def end_wire(record: Record, status: str, error: BaseException | None = None) ->
     if record.wire_ended is not None:
         return
     now = record.wire_ended = perf_counter()
+    give_back(record.call)
     began, acquired, sent, first = record.began, record.acquired, record.sent, record.first_byte
     if acquired is not None:
         if sent is None and first is not None:
@@ -282,14 +289,22 @@ def end_wire(record: Record, status: str, error: BaseException | None = None) ->
         end(record)
 
 
+def give_back(call: Call) -> None:
+    """Give back, once, what the call's attempt holds while it is on the wire."""
+    if (release := call.release) is not None:
+        call.release = None
+        release()
+
+
 def end(record: Record) -> None:
     """Hand the finished record to the subscribers, once."""
     if record.ended:
         return
     record.ended = True
-    if (release := record.call.release) is not None:
-        record.call.release = None
-        release(record)
+    give_back(record.call)
+    if (settle := record.call.settle) is not None:
+        record.call.settle = None
+        settle(record)
     for subscriber in _state.on_request:
         try:
             subscriber(record)

@@ -243,6 +243,8 @@ async def send(
     body: bytes | None,
     headers: Mapping[str, str],
     timeout: aiohttp.ClientTimeout | None,
+    *,
+    follow: bool = True,
 ) -> aiohttp.ClientResponse:
     """POST `body` (GET where it is None), and give the response as soon as its headers are there.
 
@@ -251,7 +253,10 @@ async def send(
     Raises:
         aiohttp.ClientError, OSError, TimeoutError: As aiohttp raises them.
     """
-    options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+    # A refusal's body tells why, also where the caller's session raises for a status by itself.
+    options: dict[str, Any] = {"raise_for_status": False, "allow_redirects": follow}
+    if timeout is not None:
+        options["timeout"] = timeout
     method = "GET" if body is None else "POST"
     token = tracing.current_call.set(call)
     try:

@@ -203,7 +203,8 @@ class ChatCompletion(Object):
         message = self.choices[0].message if self.choices else None
         content: Any = message.content if message else None
         if isinstance(content, list):  # some servers answer in parts
-            content = "".join(part.get("text", "") for part in content if isinstance(part, Object))
+            texts = (part.get("text") for part in content if isinstance(part, Object))
+            content = "".join(text for text in texts if isinstance(text, str))
         return content if isinstance(content, str) else ""
 
     @property

@@ -24,7 +24,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.servers import Exchange, RawServer, Request, Reset, event, head, piece, whole
+from tests import servers
+from tests.servers import Exchange, RawServer, Request, Reset, head, piece, whole
 
 WORDS = ["Grüße", " an", " die", " 🐧", "!"]
 TEXT = "".join(WORDS)
@@ -43,6 +44,11 @@ def key_of(provider: str) -> str:
 
 
 # -- the formats -----------------------------------------------------------------------------------
+
+
+def event(data: Any) -> bytes:
+    """A server-sent event, with characters as they are."""
+    return servers.event(json.dumps(data, ensure_ascii=False).encode())
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ def _openai_events(model: str, words: list[str]) -> list[bytes]:
         *(chunk(choice({"content": word})) for word in words),
         chunk(choice({}, "stop")),
         chunk([], usage=_openai_usage()),
-        event(b"[DONE]"),
+        servers.event(b"[DONE]"),
     ]
 
 
@@ -221,13 +227,14 @@ FORMATS: dict[str, Format] = {
 
 # Paths below that of the provider; whatever else is asked for is not found.
 _LIKE_OPENAI = re.compile(
-    r"/v1/(?P<path>chat/completions|embeddings|images/generations|audio/(speech|transcriptions)|models)"
+    r"/v1/(?P<path>chat/completions|embeddings|images/generations|audio/(speech|transcriptions)|models|responses)"
 )
 _PATHS = {
     "azure": re.compile(
-        r"/openai/(deployments/(?P<model>[^/]+)/)?(?P<path>[a-z/]+)\?api-version=\d{4}-\d\d-\d\d(-preview)?"
+        r"/openai/((deployments/(?P<model>[^/]+)/)?(?P<path>[a-z/]+)\?api-version=\d{4}-\d\d-\d\d(-preview)?"
+        r"|v1/(?P<v1_path>responses))"
     ),
-    "anthropic": re.compile(r"/v1/((?P<path>messages)|(?P<list>models)\?limit=1000)"),
+    "anthropic": re.compile(r"/v1/(?P<path>messages|models(?=\?))(\?limit=1000)?"),
     "gemini": re.compile(
         r"/v1beta/models(/(?P<model>[^/:]+):"
         r"(?P<path>generateContent|batchEmbedContents|streamGenerateContent(?=\?alt=sse))(\?alt=sse)?"
@@ -241,7 +248,10 @@ _OPERATIONS = {
     "audio/speech": "speech",
     "audio/transcriptions": "transcription",
     "models": "models",
+    "responses": "responses",
 }
+HAVE_RESPONSES = frozenset({"openai", "azure", "litellm_proxy"})
+"""Those that speak OpenAI's Responses API."""
 
 
 # -- the server ------------------------------------------------------------------------------------
@@ -286,12 +296,14 @@ def understood(request: Request) -> Asked | None:
     if found is None:
         return None
     names = found.groupdict()
-    path = names.get("path") or "models"
+    path = names.get("path") or names.get("v1_path") or "models"
     body: Any = None
     if request.method == "POST":
         is_form = request.headers["content-type"].startswith("multipart/form-data")
         body = _form(request) if is_form else json.loads(request.body)
-    if path not in _OPERATIONS or (request.method == "GET") != (_OPERATIONS[path] == "models"):
+    if path not in _OPERATIONS or (request.method == "GET") != (path == "models"):
+        return None
+    if path == "responses" and provider not in HAVE_RESPONSES:
         return None
     model = names.get("model") or (body or {}).get("model")
     stream = path == "streamGenerateContent" or bool((body or {}).get("stream"))
@@ -316,10 +328,10 @@ async def _answer(x: Exchange, provider: str, failures: Counter[tuple[str, str]]
     if asked is None:
         return await _refuse(x, how, 404, f"nothing at {x.request.path}")
     expected = "" if provider == "demo" else how.key_prefix + key_of(provider)
-    if x.request.headers.get(how.key_header, "") != expected or not how.needs.items() <= dict(
-        x.request.headers
-    ).items():
+    if x.request.headers.get(how.key_header, "") != expected:
         return await _refuse(x, how, 401, "wrong key")
+    if not how.needs.items() <= x.request.headers.items():
+        return await _refuse(x, how, 400, f"needed: {how.needs}")
     model = asked.model or ""
     if model.startswith("error-"):
         quoted = x.request.headers.get(how.key_header, "no key")
@@ -332,6 +344,8 @@ async def _answer(x: Exchange, provider: str, failures: Counter[tuple[str, str]]
         return await HOSTILE[model](x, how, asked)
     if asked.operation == "chat":
         return await HOSTILE.get(model, _chat)(x, how, asked)
+    if asked.operation == "responses":
+        return await _respond(x, how, asked)
     return await x.send(_MEDIA[asked.operation](how, asked))
 
 
@@ -428,14 +442,8 @@ async def _html(x: Exchange, how: Format, asked: Asked) -> None:
 
 
 async def _crlf(x: Exchange, how: Format, asked: Asked) -> None:
-    """CRLF for LF, characters as themselves, in pieces of a single byte: every character is split."""
-    events = b"".join(
-        data.decode("unicode_escape").encode("utf-16", "surrogatepass").decode("utf-16").encode()
-        if b"\\u" in data
-        else data
-        for data in _events(how, asked)
-    )
-    data = events.replace(b"\n", b"\r\n")
+    """CRLF for LF, in pieces of a single byte: every character beyond ASCII is split."""
+    data = b"".join(_events(how, asked)).replace(b"\n", b"\r\n")
     await _send_pieces(x, how, [data[i : i + 1] for i in range(len(data))])
 
 
@@ -479,7 +487,7 @@ async def _encoded(
 
 
 def _brotli(data: bytes) -> bytes:
-    """Brotli (RFC 7932, section 9.2) without compression: one stored meta-block of up to 64 KiB, an empty last."""
+    """Brotli (RFC 7932, section 9.2) without compression: a stored block of up to 64 KiB, an empty one."""
     return ((len(data) - 1) << 4 | 1 << 20).to_bytes(3, "little") + data + b"\x03"
 
 
@@ -489,7 +497,7 @@ HOSTILE: dict[str, Callable[[Exchange, Format, Asked], Awaitable[None]]] = {
     "reset": _reset,
     "half-event": _half_event,
     "no-end": _no_end,
-    "error-inside": _error_inside,
+    "inside-error": _error_inside,
     "html": _html,
     "crlf": _crlf,
     "endless": _endless,
@@ -500,6 +508,41 @@ HOSTILE: dict[str, Callable[[Exchange, Format, Asked], Awaitable[None]]] = {
 
 
 # -- the other verbs -------------------------------------------------------------------------------
+
+
+async def _respond(x: Exchange, how: Format, asked: Asked) -> None:
+    part = {"type": "output_text", "text": TEXT, "annotations": []}
+    message = {
+        "type": "message",
+        "id": "msg_1",
+        "status": "completed",
+        "role": "assistant",
+        "content": [part],
+    }
+    usage = {"input_tokens": TOKENS[0], "output_tokens": TOKENS[1], "total_tokens": sum(TOKENS)}
+    begun = {
+        "id": "resp_1",
+        "object": "response",
+        "created_at": 1760000000,
+        "status": "in_progress",
+        "model": asked.model,
+        "output": [],
+    }
+    ended = {**begun, "status": "completed", "output": [message], "usage": usage}
+    if not asked.stream:
+        return await x.send(_json(how, ended))
+    place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+    return await _send_pieces(
+        x,
+        how,
+        [
+            _named_event("response.created", response=begun),
+            _named_event("response.output_item.added", output_index=0, item={**message, "content": []}),
+            *(_named_event("response.output_text.delta", **place, delta=word) for word in WORDS),
+            _named_event("response.output_item.done", output_index=0, item=message),
+            _named_event("response.completed", response=ended),
+        ],
+    )
 
 
 def vector(index: int) -> list[float]:

@@ -79,6 +79,13 @@ def queue(provider: str = "openai") -> Limiter:
     return found
 
 
+def give_back(turn: Limiter, estimated: int, actual: int | None) -> None:
+    """What the end of a request does."""
+    turn.release()
+    if actual is not None:
+        turn.settle(estimated, actual)
+
+
 async def settle() -> None:
     """Let everything that is ready run."""
     for _ in range(5):
@@ -126,7 +133,7 @@ def test_an_old_loop_and_its_queue_are_forgotten() -> None:
     asyncio.run(story())
     gc.collect()
     assert seen[0]() is None
-    assert not limits._state.budgets["openai"].limiters
+    assert not limits._state.budgets["openai", ""].limiters
 
 
 # ---- places
@@ -146,7 +153,7 @@ async def test_places_are_given_in_order_of_arrival() -> None:
         most = max(most, running)
         await asyncio.sleep(0)
         running -= 1
-        turn.release(1, 1)
+        give_back(turn, 1, 1)
 
     await asyncio.gather(*[request(number) for number in range(1000)])
     assert order == list(range(1000))
@@ -161,7 +168,7 @@ async def test_waiting_is_told_in_milliseconds(clock: list[float]) -> None:
     second = asyncio.create_task(turn.acquire(1))
     await settle()
     clock[0] += 2.5
-    turn.release(1, None)
+    give_back(turn, 1, None)
     assert await second == pytest.approx(2500)
 
 
@@ -174,9 +181,9 @@ async def test_those_who_are_cancelled_leave_the_queue_as_it_was() -> None:
     for number in (0, 3, 5):
         tasks[number].cancel()
     for number in (1, 2, 4):
-        turn.release(1, 1)
+        give_back(turn, 1, 1)
         await tasks[number]
-    turn.release(1, 1)
+    give_back(turn, 1, 1)
     assert all(tasks[number].cancelled() for number in (0, 3, 5))
     assert turn._held == 0
     assert await turn.acquire(1) == 0
@@ -188,16 +195,16 @@ async def test_a_cancel_in_the_moment_of_ones_turn_gives_the_place_on() -> None:
     await turn.acquire(1)
     first, second = (asyncio.create_task(turn.acquire(700)) for _ in range(2))
     await settle()
-    turn.release(1, 1)
+    give_back(turn, 1, 1)
     turn._advance()  # the first has its turn, but has not run since
-    before = limits._state.budgets["openai"].tokens.level  # type: ignore[union-attr]
+    before = limits._state.budgets["openai", ""].tokens.level  # type: ignore[union-attr]
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     assert first.cancelled()
     await asyncio.wait_for(second, 5)
-    after = limits._state.budgets["openai"].tokens.level  # type: ignore[union-attr]
+    after = limits._state.budgets["openai", ""].tokens.level  # type: ignore[union-attr]
     assert after == pytest.approx(before, abs=200)  # the first one's tokens went back, the second's are taken
-    turn.release(700, None)
+    give_back(turn, 700, None)
     assert turn._held == 0
 
 
@@ -213,7 +220,7 @@ async def test_random_cancels_lose_no_place() -> None:
             await asyncio.sleep(0)
             done += 1
         finally:
-            turn.release(1, None)
+            give_back(turn, 1, None)
 
     tasks = [asyncio.create_task(request(number)) for number in range(500)]
     for number, task in enumerate(tasks):
@@ -234,7 +241,7 @@ async def test_a_place_may_be_given_back_from_another_thread() -> None:
     second = asyncio.create_task(turn.acquire(1))
     await settle()
     started = time.monotonic()
-    threading.Timer(0.02, turn.release, (1, 1)).start()  # while the loop sleeps
+    threading.Timer(0.02, turn.release).start()  # while the loop sleeps
     await asyncio.wait_for(second, 5)
     assert time.monotonic() - started < 4
 
@@ -255,7 +262,7 @@ def test_a_place_may_be_given_back_after_its_loop_has_closed() -> None:
     loop.run_until_complete(settle())
     turn._waiting.append((1, loop.create_future()))  # as of a loop that was closed over its tasks
     loop.close()
-    turn.release(1, 1)
+    give_back(turn, 1, 1)
     assert turn._held == 0
 
 
@@ -350,7 +357,7 @@ def test_what_was_estimated_too_high_comes_back() -> None:
         waiting = asyncio.create_task(turn.acquire(1000))
         await asyncio.sleep(1)
         assert not waiting.done()
-        turn.release(30_000, 500)
+        give_back(turn, 30_000, 500)
         await waiting
         assert loop.time() == pytest.approx(1001, abs=0.01)
 
@@ -363,7 +370,7 @@ def test_what_was_estimated_too_low_is_paid_later() -> None:
     async def story() -> None:
         turn = queue()
         await turn.acquire(10)
-        turn.release(10, 30_000)
+        give_back(turn, 10, 30_000)
         assert await turn.acquire(10) > 25_000
 
     in_virtual_time(story)
@@ -375,7 +382,7 @@ def test_an_unknown_cost_leaves_the_estimate() -> None:
     async def story() -> None:
         turn = queue()
         await turn.acquire(30_000)
-        turn.release(30_000, None)
+        give_back(turn, 30_000, None)
         assert await turn.acquire(10) > 25_000
 
     in_virtual_time(story)
@@ -440,7 +447,7 @@ def test_no_minute_exceeds_its_limit(
                 await asyncio.sleep(duration)
                 running -= 1
             finally:
-                turn.release(tokens, None)
+                give_back(turn, tokens, None)
 
         tasks = [
             asyncio.create_task(request(number, *details)) for number, details in enumerate(sorted(requests))
@@ -501,7 +508,7 @@ async def test_a_used_up_limit_of_openai_stops_everybody(
     if seconds == 0:
         assert await turn.acquire(1) == 0
         return
-    assert limits._state.budgets["openai"].resume_at == pytest.approx(1000 + seconds)
+    assert limits._state.budgets["openai", ""].resume_at == pytest.approx(1000 + seconds)
     waiting = asyncio.create_task(turn.acquire(1))
     await settle()
     assert not waiting.done()
@@ -517,7 +524,7 @@ async def test_a_used_up_limit_of_anthropic_too(what: str, clock: list[float]) -
     nbllm.configure(max_concurrency=100)
     queue("anthropic")
     note("anthropic", headers, None)
-    assert limits._state.budgets["anthropic"].resume_at == pytest.approx(1030, abs=2)
+    assert limits._state.budgets["anthropic", ""].resume_at == pytest.approx(1030, abs=2)
     past = {**headers, f"anthropic-ratelimit-{what}-reset": "2020-01-01T00:00:00Z"}
     turn = queue("other")
     note("other", past, None)
@@ -535,11 +542,11 @@ async def test_the_longest_of_the_pauses_counts(clock: list[float]) -> None:
     nbllm.configure(rpm=60)
     queue()
     note("openai", headers, 5.0)
-    assert limits._state.budgets["openai"].resume_at == 1007
+    assert limits._state.budgets["openai", ""].resume_at == 1007
     note("openai", {}, 2.0)
-    assert limits._state.budgets["openai"].resume_at == 1007
+    assert limits._state.budgets["openai", ""].resume_at == 1007
     note("openai", {}, 3600.0)
-    assert limits._state.budgets["openai"].resume_at == 1120
+    assert limits._state.budgets["openai", ""].resume_at == 1120
 
 
 def test_a_retry_after_stops_the_queue_and_then_all_go_in_order() -> None:
@@ -553,7 +560,7 @@ def test_a_retry_after_stops_the_queue_and_then_all_go_in_order() -> None:
         async def request(number: int) -> None:
             await turn.acquire(1)
             starts.append((number, asyncio.get_running_loop().time() - 1000))
-            turn.release(1, 1)
+            give_back(turn, 1, 1)
 
         tasks = [asyncio.create_task(request(number)) for number in range(3)]
         await asyncio.sleep(4)

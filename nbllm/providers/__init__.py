@@ -184,7 +184,11 @@ def _provider_of(model: str, has_base_url: bool) -> tuple[str, str]:
     if has_base_url or model.startswith(_BARE_NAMES["openai"]):
         return "openai", model
     known = ", ".join(f"{name}/…" for name in PROVIDERS)
-    meant = did_you_mean(prefix, PROVIDERS) if slash else ""
+    if slash:
+        meant = did_you_mean(prefix, PROVIDERS)
+    else:
+        known_beginnings = [name for names in _BARE_NAMES.values() for name in names]
+        meant = did_you_mean(f"{model.partition('-')[0]}-", known_beginnings)
     raise NotFoundError(
         f"no provider is known for model {model!r}{meant or ':'} write one of {known}, "
         "a bare name such as gpt-4o-mini, claude-… or gemini-…, or give base_url=",

@@ -37,10 +37,14 @@ def error_from(
     except msgspec.DecodeError:
         pass
     message, code = _error_text(decoded)
+    if status < 400:
+        message = f"{route.base_url} redirects to {headers.get('Location', 'nowhere')}: give that as base_url"
     if not message:
         kind = headers.get("Content-Type", "").partition(";")[0] or "no content type"
         start = " ".join(body[:200].decode("utf-8", "replace").split())
         message = f"{route.base_url} answered {status} ({kind}): {start}" if start else f"HTTP {status}"
+    if status == 404 and code is None and route.provider.dialect == "openai":  # no word of a model
+        message += f". Is {route.base_url} the whole base URL? It mostly ends in /v1, never in an endpoint"
     message = redact(message)
     cls = error_class(status, code, message)
     return cls(
@@ -63,7 +67,9 @@ def error_inside(data: bytes, *, route: Route, redact: Callable[[str], str]) -> 
     except msgspec.DecodeError:
         return None
     error = _error_in(decoded)
-    if not error or error is decoded:
+    # vLLM's own is {"object": "error", "message", "code"}, FastAPI's {"detail"}.
+    is_flat = isinstance(decoded, dict) and (decoded.get("object") == "error" or "detail" in decoded)
+    if not error or (error is decoded and not is_flat):
         return None
     code = error.get("code") if isinstance(error, dict) else None
     kind = error.get("type") if isinstance(error, dict) else None
@@ -169,7 +175,7 @@ def _masked(value: Any, redact: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, dict):
-        return {key: _masked(item, redact) for key, item in value.items()}
+        return {_masked(key, redact): _masked(item, redact) for key, item in value.items()}
     if isinstance(value, list):
         return [_masked(item, redact) for item in value]
     return value

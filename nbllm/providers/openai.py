@@ -26,13 +26,20 @@ _CHAT_PARAMETERS = """
 """
 CHAT_PARAMETERS = frozenset(_CHAT_PARAMETERS.split())
 
-# Options of litellm and the openai SDK themselves: no server takes them.
-_CLIENT_OPTIONS = frozenset(
-    (
-        *("cache", "caching", "context_window_fallback_dict", "custom_llm_provider", "drop_params"),
-        *("headers", "max_budget", "mock_response", "organization", "request_timeout"),
-    )
-)
+# Options of litellm and the openai SDK themselves, which no server takes: name -> what to write instead.
+_CLIENT_OPTIONS = {
+    "headers": "write extra_headers=",
+    "request_timeout": "write timeout=",
+    "custom_llm_provider": "write it as the model's prefix, such as groq/…",
+    "mock_response": "demo/small answers without a key",
+    "organization": "write extra_headers={'OpenAI-Organization': …}",
+    **dict.fromkeys(
+        ("cache", "caching", "context_window_fallback_dict", "drop_params", "guardrails",
+         "input_cost_per_token", "litellm_call_id", "litellm_trace_id", "max_budget", "model_info",
+         "output_cost_per_token"),
+        "leave it out",
+    ),
+}  # fmt: skip
 
 
 _REASONING = re.compile(r"o\d|gpt-5")
@@ -91,8 +98,7 @@ def chunk_decoder() -> Callable[[bytes], ChatCompletionChunk | None]:
 @lru_cache(maxsize=1024)
 def _refuse_near_miss(name: str) -> None:
     if name in _CLIENT_OPTIONS:
-        instead = "timeout=" if name == "request_timeout" else "leave it out"
-        raise UsageProblem(f"{name} is an option of another client, which nbllm does not have: {instead}")
+        raise UsageProblem(f"{name} is an option of another client: {_CLIENT_OPTIONS[name]}")
     # Other servers' own parameters must pass: Groq's reasoning_format is 0.875 from reasoning_effort.
     if meant := did_you_mean(name, CHAT_PARAMETERS, cutoff=0.88):
         raise UsageProblem(
