@@ -335,6 +335,7 @@ def _say_which_connection(call: tracing.Call, session: aiohttp.ClientSession) ->
     if "NBLLM_LOG" in os.environ and os.environ["NBLLM_LOG"].upper() == "DEBUG" and not _logger.handlers:
         _logger.addHandler(logging.StreamHandler())
         _logger.setLevel(logging.DEBUG)
+        _logger.propagate = False  # else each line comes twice where logging is set up as well
     if not _logger.isEnabledFor(logging.DEBUG) or (record := call.record) is None:
         return
     reused = "reused" if record.connection_reused else f"new ({record.connection_reason})"

@@ -68,7 +68,8 @@ def requests(session: str | None = None, kernel: str | None = None) -> pd.DataFr
         - status: ok, error, cancelled, incomplete (abandoned before its end), or null while running.
         - error_type, error_message, retry_after_ms, finish_reason.
         - input_tokens (cached included), cache_read_tokens, cache_write_tokens, output_tokens (reasoning
-          included), reasoning_tokens; cost_usd and cost_source (provider, genai-prices); null if unknown.
+          included), reasoning_tokens; cost_usd and cost_source (provider:
+          as it says itself; genai-prices: by the model's name, wherever it runs); null if unknown.
     """
     columns = {name: kind for name, kind in schema.REQUESTS.items() if name != "id"}
     return _frame(columns, [row[1:] for row in _request_rows(session, kernel)])
@@ -114,7 +115,7 @@ def sessions(kernel: str | None = None) -> pd.DataFrame:
     """Every session with what it did and cost, one row each, by first request.
 
     Args:
-        kernel: None for this kernel, "all" for the whole log, or a kernel_id.
+        kernel: None for this kernel, "all" for the whole log (a session may span kernels), or a kernel_id.
 
     Returns:
         Columns session_id; requests (attempts); ok, errors, cancelled, incomplete, running:

@@ -122,7 +122,8 @@ class session:
     """Group whatever runs inside: `with nbllm.session("review"):`, or `async with`.
 
     Tasks started inside belong to the group, also when they run on after it. Entering the same object
-    again is fine; the innermost `session` wins.
+    again is fine; the innermost `session` wins. The threads of an executor know nothing of it, as of all
+    context variables: give `session_id=` to the call there, or submit `contextvars.copy_context().run`.
 
     Raises:
         UsageProblem: `session_id` is not printable ASCII of 1 to 199 characters.
