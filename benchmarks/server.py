@@ -21,7 +21,7 @@ from typing import Any
 
 import orjson
 
-from benchmarks import canned
+from benchmarks import canned, formats
 
 SLOW_S = 0.05
 TOKEN_S = 0.01
@@ -48,6 +48,18 @@ _STREAM_BODY = b"".join(_chunks(canned.STREAM_CHUNKS))
 _EXTRA_BODY = b"".join(_chunks(canned.STREAM_CHUNKS, extra=True))
 _TOKENS = _chunks(canned.TOKEN_CHUNKS)
 _FIRST = _chunks(canned.FIRST_CHUNKS)
+
+
+def _whole(body: bytes) -> bytes:
+    return _HEADERS + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
+_EMBEDDINGS = {in_base64: _whole(body) for in_base64, body in formats.EMBEDDINGS.items()}
+_REPLIES = {b"anthropic": _whole(formats.ANTHROPIC), b"gemini": _whole(formats.GEMINI)}
+_STREAMS = {
+    mode: _STREAM + b"".join(map(_chunk, events)) + b"0\r\n\r\n"
+    for mode, events in ((b"anthropic", formats.ANTHROPIC_STREAM), (b"gemini", formats.GEMINI_STREAM))
+}
 
 
 class Counts:
@@ -102,11 +114,11 @@ class Connection(asyncio.Protocol):
                 break
             self.counts.requests += 1
             path = data[: data.index(b"\r\n")].split(b" ")[1]
-            self.answer(path.split(b"/")[1], data[end + 4 : stop])
+            self.answer(path.split(b"/")[1], path, data[end + 4 : stop])
             data = data[stop:]
         self.rest = data
 
-    def answer(self, mode: bytes, body: bytes) -> None:
+    def answer(self, mode: bytes, path: bytes, body: bytes) -> None:
         end = _USAGE_END if b'"include_usage"' in body else _END
         if mode == b"reply":
             self.transport.write(next(_WHOLE))
@@ -124,6 +136,11 @@ class Connection(asyncio.Protocol):
         elif mode == b"tokens":
             self.transport.write(_STREAM + _TOKENS[0])
             self.tick(1, self.loop.time() + TOKEN_S, end)
+        elif mode in _REPLIES:
+            streams = b"streamGenerate" in path or b'"stream":true' in body
+            self.transport.write((_STREAMS if streams else _REPLIES)[mode])
+        elif mode == b"embeddings":
+            self.transport.write(_EMBEDDINGS[b'"base64"' in body])
         else:
             self.transport.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
 

@@ -17,6 +17,7 @@ import orjson
 from yarl import URL
 
 from benchmarks.canned import MESSAGES, MODEL
+from benchmarks.formats import FORMATS, TEXTS
 
 KEEPALIVE_S = 300.0
 LIMIT = 1000
@@ -39,6 +40,15 @@ class Side(Protocol):
 
     async def stream(self, mode: str) -> str:
         """Text of a streamed reply."""
+
+    async def format_reply(self, name: str) -> str:
+        """Text of a reply in another provider's format."""
+
+    async def format_stream(self, name: str) -> str:
+        """Text of a streamed reply in another provider's format."""
+
+    async def embeddings(self, mode: str) -> str:
+        """How many vectors of how many numbers came."""
 
     async def first(self, mode: str) -> tuple[float, str]:
         """Seconds from the call to the first text of a streamed reply, and the whole text."""
@@ -127,6 +137,44 @@ class Plain:
                         parts.append(content)
         return "".join(parts)
 
+    def _ask(self, name: str, stream: bool) -> aiohttp.client._RequestContextManager:
+        how = FORMATS[name]
+        path = how.stream_path if stream else how.path
+        return self._http.post(
+            f"{self._base}/{name}/{path}",
+            data=orjson.dumps(how.body(stream)),
+            headers=_HEADERS,
+            ssl=self._ssl,
+            raise_for_status=True,
+        )
+
+    async def format_reply(self, name: str) -> str:
+        async with self._ask(name, False) as response:
+            return FORMATS[name].text(orjson.loads(await response.read()))
+
+    async def format_stream(self, name: str) -> str:
+        delta = FORMATS[name].delta
+        parts: list[str] = []
+        cutter = EventCutter()
+        async with self._ask(name, True) as response:
+            while piece := await response.content.readany():
+                parts += [delta(orjson.loads(data)) for data in cutter.feed(piece)]
+        return "".join(parts)
+
+    async def embeddings(self, mode: str) -> str:
+        import numpy as np
+
+        body = {"model": "text-embedding-3-small", "input": ["a text"] * TEXTS}
+        async with self._http.post(
+            f"{self._base}/embeddings/v1/embeddings",
+            data=orjson.dumps(body),
+            headers=_HEADERS,
+            ssl=self._ssl,
+            raise_for_status=True,
+        ) as response:
+            rows = orjson.loads(await response.read())["data"]
+        return str(np.array([row["embedding"] for row in rows], dtype=np.float32).shape)
+
     async def first(self, mode: str) -> tuple[float, str]:
         start = time.perf_counter()
         first_s = 0.0
@@ -196,6 +244,29 @@ class Nbllm:
             if chunk.choices:
                 parts.append(chunk.choices[0].delta.content or "")
         return "".join(parts)
+
+    async def format_reply(self, name: str) -> str:
+        url = f"{self._base}/{name}"
+        done: Any = await self._nbllm.acompletion(FORMATS[name].model, MESSAGES, base_url=url, api_key=KEY)
+        text: str = done.choices[0].message.content
+        return text
+
+    async def format_stream(self, name: str) -> str:
+        url = f"{self._base}/{name}"
+        parts = []
+        chunk: Any
+        async for chunk in await self._nbllm.acompletion(
+            FORMATS[name].model, MESSAGES, stream=True, base_url=url, api_key=KEY
+        ):
+            parts.append(chunk.choices[0].delta.content or "")
+        return "".join(parts)
+
+    async def embeddings(self, mode: str) -> str:
+        url = f"{self._base}/embeddings/v1"
+        done = await self._nbllm.aembedding(
+            "text-embedding-3-small", ["a text"] * TEXTS, base_url=url, api_key=KEY
+        )
+        return str(done.array.shape)
 
     async def first(self, mode: str) -> tuple[float, str]:
         start = time.perf_counter()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from benchmarks import canned
+from benchmarks import canned, formats
 from benchmarks.sides import Side
 
 
@@ -98,11 +98,55 @@ async def first(side: Side, size: int) -> Sample:
     return Sample(statistics.median(seconds for seconds, _ in pairs), [text for _, text in pairs])
 
 
+async def anthropic(side: Side, size: int) -> Sample:
+    """CPU time per request in Anthropic's format, one after the other."""
+    return await _replies(side, size, "anthropic")
+
+
+async def gemini(side: Side, size: int) -> Sample:
+    """The same in Gemini's format."""
+    return await _replies(side, size, "gemini")
+
+
+async def anthropic_stream(side: Side, size: int) -> Sample:
+    """CPU time per event of Anthropic's streams, as fast as they are read."""
+    return await _streams(side, size, "anthropic")
+
+
+async def gemini_stream(side: Side, size: int) -> Sample:
+    """The same of Gemini's."""
+    return await _streams(side, size, "gemini")
+
+
+async def embeddings(side: Side, size: int) -> Sample:
+    """CPU time per request for 64 vectors, to an array of float32."""
+    start = time.process_time()
+    shapes = [await side.embeddings("embeddings") for _ in range(size)]
+    side.settle()
+    return Sample((time.process_time() - start) / size, shapes)
+
+
+async def _replies(side: Side, size: int, name: str) -> Sample:
+    start = time.process_time()
+    texts = [await side.format_reply(name) for _ in range(size)]
+    side.settle()
+    return Sample((time.process_time() - start) / size, texts)
+
+
+async def _streams(side: Side, size: int, name: str) -> Sample:
+    start = time.process_time()
+    texts = [await side.format_stream(name) for _ in range(size)]
+    side.settle()
+    return Sample((time.process_time() - start) / (size * formats.STREAM_CHUNKS), texts)
+
+
 _STREAM_TEXT = canned.text(canned.STREAM_CHUNKS)
 _TOKENS_TEXT = canned.text(canned.TOKEN_CHUNKS)
 _FIRST_TEXT = canned.text(canned.FIRST_CHUNKS)
 
 _REPLY = canned.REPLY_TEXT
+_FORMAT_TEXT = formats.STREAM_TEXT
+_SHAPE = str((formats.TEXTS, formats.DIMENSIONS))
 
 # Many short rounds: the median of their ratios is then steady, even on a machine that does other things too.
 WORKS = [
@@ -112,5 +156,20 @@ WORKS = [
     Work("stream", "5000-chunk stream", "CPU µs/chunk", 1.2, stream, _STREAM_TEXT, 3, 1, 31, True),
     Work("extra", "… with unknown fields", "CPU µs/chunk", None, extra, _STREAM_TEXT, 3, 1, 21),
     Work("tokens", "100 streams, 10 ms a token", "CPU µs/chunk", 1.35, tokens, _TOKENS_TEXT, 1, 1, 9, True),
+    Work("anthropic", "Anthropic's format", "CPU µs/request", 1.4, anthropic, _REPLY, 300, 150, 21),
+    Work("gemini", "Gemini's format", "CPU µs/request", 1.4, gemini, _REPLY, 300, 150, 21),
+    Work(
+        "anthropic-stream",
+        "Anthropic's stream",
+        "CPU µs/chunk",
+        1.4,
+        anthropic_stream,
+        _FORMAT_TEXT,
+        3,
+        2,
+        21,
+    ),
+    Work("gemini-stream", "Gemini's stream", "CPU µs/chunk", 1.4, gemini_stream, _FORMAT_TEXT, 3, 2, 21),
+    Work("embeddings", "64 embeddings of 1536", "CPU µs/request", 1.0, embeddings, _SHAPE, 20, 10, 21),
     Work("first", "time to first content", "µs", 1.25, first, _FIRST_TEXT, 40, 30, 31),
 ]
