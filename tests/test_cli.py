@@ -70,7 +70,16 @@ def write_notebook(path: Path, *sources: str, **metadata: Any) -> Path:
 @contextmanager
 def running(args: list[str], environment: dict[str, str], folder: Path) -> Iterator[subprocess.Popen[str]]:
     pipe = subprocess.PIPE
-    with subprocess.Popen(args, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
+    with subprocess.Popen(
+        args,
+        cwd=folder,
+        env=environment,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        # A shell has its background jobs ignore SIGINT, and they would hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
         too_late = threading.Timer(60, process.terminate)
         too_late.start()
         try:
