@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import time
+from bisect import bisect_left
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -40,10 +41,15 @@ def price_usd(
     counts = (input_tokens, output_tokens or 0, cache_read_tokens or 0, cache_write_tokens or 0)
     if counts[2] + counts[3] > input_tokens:
         return None  # counts that contradict each other: no price is known
-    rates = _rates(provider, model, int(time.time() if at is None else at) // _PERIOD)
-    if not isinstance(rates, tuple):
-        return None if rates is None else _price(rates, *counts)
-    fixed, *per_million = rates
+    levels = _levels(provider, model, int(time.time() if at is None else at) // _PERIOD)
+    if levels is None:
+        return None
+    starts, rates = levels
+    rate = rates[bisect_left(starts, input_tokens)]
+    if not isinstance(rate, tuple):
+        asked: float | None = _price(rate, *counts)
+        return asked
+    fixed, *per_million = rate
     price: float = fixed + sum(map(operator.mul, counts, per_million)) / _MILLION
     return price
 
@@ -53,12 +59,12 @@ _PERIOD = 1800  # seconds: some providers have prices by the time of the day
 
 
 @lru_cache(maxsize=256)
-def _rates(provider: str, model: str, period: int) -> Any:
-    """What a model costs: None where the table has no price, and its own price object where that has tiers.
+def _levels(provider: str, model: str, period: int) -> tuple[list[int], list[Any]] | None:
+    """What a model costs, by the length of the input; None where the table has no price.
 
-    Else US dollars for the request itself; for a million tokens of input and of output; and what a million
-    tokens of the input cost more (mostly less) for being read from, or written to, the cache. Asking the
-    table for each request would take 50 µs.
+    Returns:
+        The numbers of input tokens above which other rates hold, and the rates below, between and above
+        them, each as `_rates` gives them. Asking the table for each request would take 50 to 100 µs.
     """
     from genai_prices import Usage, calc_price
     from genai_prices.types import TieredPrices
@@ -72,8 +78,25 @@ def _rates(provider: str, model: str, period: int) -> Any:
         ).model_price
     except LookupError:
         return None
-    if any(isinstance(part, TieredPrices) for part in vars(price).values()):
-        return price
+
+    def at(part: Any, start: int) -> Any:
+        if not isinstance(part, TieredPrices):
+            return part
+        return next((tier.price for tier in reversed(part.tiers) if tier.start <= start), part.base)
+
+    parts = {name: part for name, part in vars(price).items() if not name.startswith("_")}
+    tiered = [part for part in parts.values() if isinstance(part, TieredPrices)]
+    starts = sorted({tier.start for part in tiered for tier in part.tiers})
+    flat = [type(price)(**{name: at(part, start) for name, part in parts.items()}) for start in (-1, *starts)]
+    return starts, [_rates(one) for one in flat]
+
+
+def _rates(price: Any) -> Any:
+    """US dollars for the request itself; for a million tokens of input, and of output; and what a million
+    tokens of the input cost more (mostly less) for being read from, or written to, the cache.
+
+    The table's own price object where these don't tell all: a kind of token has no price.
+    """
     fixed, of_input, of_output = _price(price, 0), _price(price, _MILLION), _price(price, 0, _MILLION)
     of_read, of_written = _price(price, _MILLION, 0, _MILLION), _price(price, _MILLION, 0, 0, _MILLION)
     if None in (fixed, of_input, of_output, of_read, of_written):

@@ -47,6 +47,17 @@ def test_every_price_is_the_tables(provider: str) -> None:
             assert price_usd(provider, model.id, at=NOW, **counts) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("tokens", [0, 1, 199_999, 200_000, 200_001, 900_000])
+def test_the_price_of_a_long_prompt_holds_for_all_of_it(tokens: int) -> None:
+    usage = Usage(
+        **{name: count for name, count in {"input_tokens": tokens, "output_tokens": 10}.items() if count}
+    )
+    for provider, model in (("anthropic", "claude-sonnet-4-5"), ("google", "gemini-2.5-pro")):
+        expected = float(calc_price(usage, model_ref=model, provider_id=provider).total_price)
+        found = price_usd(provider, model, input_tokens=tokens, output_tokens=10)
+        assert found == pytest.approx(expected, rel=1e-9)
+
+
 def test_unknown_is_none() -> None:
     assert price_usd("openai", "no-such-model", input_tokens=5) is None
     assert price_usd("nobody", "gpt-4o", input_tokens=5) is None
