@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import logging
 import os
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -243,8 +244,8 @@ async def _ask(
     sent_headers = merged_headers(request.headers, headers)
     tracing.keep_secret(route.api_key)
     if options.extra_headers:
-        _keep_secrets(options.extra_headers)
-    if request.params is not None and any(mark in request.params for mark in _SECRET_MARKS):
+        _keep_header_secrets(options.extra_headers)
+    if request.params is not None and _SECRET_FIELD.search(request.params):
         _keep_secrets(parse(request.params))
     provider = route.provider.name
     most = settings().num_retries if options.retries is None else options.retries
@@ -345,15 +346,22 @@ def _say_which_connection(call: tracing.Call, session: aiohttp.ClientSession) ->
     )
 
 
-_SECRET_NAMES = ("auth", "key", "token", "secret", "cookie", "password")
-_SECRET_MARKS = tuple(name.encode() for name in (*_SECRET_NAMES, "Key", "Auth", "Token", "Secret"))
+def _keep_header_secrets(headers: Mapping[str, str]) -> None:
+    for name, value in headers.items():
+        if any(mark in name.lower() for mark in ("auth", "key", "token", "secret", "cookie")):
+            tracing.keep_secret(value.rpartition(" ")[2])
+
+
+# A field called `key` or `token` alone is mostly something else (prompt_cache_key, max_tokens).
+_SECRET_NAME = re.compile(r"api[_-]?key|authorization|password|secret|(access|auth)[_-]?token", re.IGNORECASE)
+_SECRET_FIELD = re.compile(_SECRET_NAME.pattern.encode(), re.IGNORECASE)
 
 
 def _keep_secrets(value: Any) -> None:
-    """Have masked, wherever nbllm writes text, what stands under the names that keys go by."""
+    """Have masked, wherever nbllm writes text, what stands in parameters under the names that keys go by."""
     if isinstance(value, Mapping):
         for name, item in value.items():
-            if isinstance(item, str) and any(mark in str(name).lower() for mark in _SECRET_NAMES):
+            if isinstance(item, str) and _SECRET_NAME.search(str(name)):
                 tracing.keep_secret(item.rpartition(" ")[2])
             else:
                 _keep_secrets(item)

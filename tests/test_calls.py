@@ -1102,3 +1102,9 @@ def test_each_synchronous_call_of_a_script_has_the_session_of_its_place(demo: An
     with nbllm.session("other"):
         ask_demo()
     assert [row.session_id for row in request_rows()] == ["review", nbllm.current_session(), "other"]
+
+
+async def test_what_only_sounds_like_a_key_is_kept(server: ProvidersServer) -> None:
+    await ask(server, "good", prompt_cache_key="chapter", metadata={"key": "chapters", "token": "chapters"})
+    assert only_row().params is not None
+    assert "[key]" not in only_row().params
