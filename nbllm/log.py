@@ -515,7 +515,7 @@ def _create_private(path: str) -> None:
     """Make the folder 0700 and the file 0600 before SQLite would make them readable by others."""
     folder = Path(path).parent
     if not folder.exists():
-        folder.mkdir(parents=True, mode=0o700)
+        folder.mkdir(parents=True, mode=0o700, exist_ok=True)  # another process may be as quick
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:
