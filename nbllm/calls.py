@@ -1,7 +1,8 @@
 """One call, whatever the verb: options, attempts, fallbacks, until there is an answer or an error that stays.
 
-Called by `client`, whose verbs say what is sent and how the answer is read. The wire is `transport`'s, the
-policy of retrying `retries`', the waiting for limits `limits`', the record `tracing`'s.
+Called by `client`, `endpoints` and `responding`, whose verbs say what is sent and how the answer is read.
+The wire is `transport`'s, the policy of retrying `retries`', the waiting for limits `limits`', the record
+`tracing`'s.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import aiohttp
+import msgspec
 
 from . import failures, limits, loops, retries, tagging, tracing, transport
 from .exceptions import APIError, UsageProblem
-from .providers import HttpRequest, Route, resolve
+from .providers import HttpRequest, Route, errors, resolve
 from .providers.base import merged_headers
 from .settings import client_timeout, settings
 from .types import parse
@@ -307,6 +309,8 @@ async def _attempt(
             follow=route.provider.key_header == "Authorization",
         )
         call.content = None  # the record has it
+        if (record := call.record) is not None:
+            record.provider_request_id = errors.request_id(response.headers)
         _say_which_connection(call, session)
         limits.note(route.provider.name, response.headers, None, route.base_url)
         if response.status >= 300:
@@ -320,6 +324,21 @@ async def _attempt(
     if not call.stream and call.record is not None:
         tracing.end(call.record)
     return answer
+
+
+async def read_answer(
+    call: tracing.Call, response: aiohttp.ClientResponse, route: Route, decode: Callable[[bytes], T]
+) -> tuple[bytes, T]:
+    """The whole body, and what `decode` makes of it.
+
+    Raises:
+        APIError: It can't be decoded (msgspec.DecodeError).
+    """
+    body = await read_body(response)
+    try:
+        return body, decode(body)
+    except msgspec.DecodeError:
+        raise failures.from_body(response, body, call, route) from None
 
 
 async def read_body(response: aiohttp.ClientResponse) -> bytes:

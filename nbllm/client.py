@@ -11,12 +11,11 @@ from types import NoneType
 from typing import Any, Literal, overload
 
 import aiohttp
-import msgspec
 
 from . import calls, failures, loops, tracing
 from .attachments import content_parts
 from .exceptions import UsageProblem
-from .providers import HttpRequest, Route, errors
+from .providers import HttpRequest, Route
 from .streaming import CompletionStream
 from .structured import response_format
 from .types import ChatCompletion, Object, plain
@@ -122,7 +121,7 @@ async def acompletion(
     ) -> ChatCompletion | CompletionStream:
         if stream:
             return CompletionStream(call, response, route, show_usage, parse)
-        return await _whole_answer(call, response, route, parse)
+        return await whole_answer(call, response, route, parse)
 
     return await calls.run("chat", model, options, translate, read, stream=stream)
 
@@ -187,17 +186,14 @@ def completion(
     )
 
 
-async def _whole_answer(
+async def whole_answer(
     call: tracing.Call,
     response: aiohttp.ClientResponse,
     route: Route,
-    parse: Callable[[str], Any] | None,
+    parse: Callable[[str], Any] | None = None,
 ) -> ChatCompletion:
-    body = await calls.read_body(response)
-    try:
-        answer = route.dialect.chat_response(body)
-    except msgspec.DecodeError:
-        raise failures.from_body(response, body, call, route) from None
+    """Read a chat completion that is not streamed, and note it on the record; `parse` gives `.parsed`."""
+    body, answer = await calls.read_answer(call, response, route, route.dialect.chat_response)
     if not answer.choices:
         raise failures.from_body(response, body, call, route)
     if parse is not None:
@@ -207,7 +203,6 @@ async def _whole_answer(
         if record.content is not None:
             record.response_content = body
         record.finish_reason = answer.choices[0].finish_reason
-        record.provider_request_id = errors.request_id(response.headers)
         tracing.note_answer(record, answer.id, answer.model, answer.usage)
         answer.__dict__["_request"] = record
     return answer

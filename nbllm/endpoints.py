@@ -2,20 +2,21 @@
 
 Each is async with the prefix `a`, and has a synchronous twin of the same signature. The common options of all
 verbs (`session_id`, `timeout`, `api_key`, `base_url`, `num_retries`, `fallbacks`, …) are those of
-`acompletion`. A call's way is `calls`', the wire formats are `providers`', the results `results`'.
+`acompletion`. A call's way is `calls`', the wire formats are `providers`', the results those of `embeddings`,
+`media` and `results`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import aiohttp
-import msgspec
 
-from . import calls, failures, loops, tracing
+from . import calls, loops, tracing
 from .embeddings import Embedding, EmbeddingResponse
 from .exceptions import APIError, UnsupportedParamsError, UsageProblem, did_you_mean
 from .media import ImagesResponse, MediaUsage, Speech, Transcription
@@ -23,7 +24,6 @@ from .providers import (
     PROVIDERS,
     HttpRequest,
     Route,
-    errors,
     gemini,
     model_lists,
     openai_audio,
@@ -181,18 +181,14 @@ async def amodels(provider: str | None = None, **options: Any) -> ModelList:
         return await _models_of(provider, common)
     if common.api_key or common.base_url or common.extra_headers:
         raise UsageProblem("name the provider that api_key, base_url and extra_headers are for")
+    asked = [name for name in PROVIDERS if _is_configured(name)]
+    answers = await asyncio.gather(*(_models_of(name, common) for name in asked), return_exceptions=True)
     found = ModelList()
-    for name in PROVIDERS:
-        try:
-            resolve(f"{name}/x")
-        except (APIError, ValueError):
-            continue
-        if PROVIDERS[name].key_optional and not _is_configured(name):
-            continue
-        try:
-            found += await _models_of(name, common)
-        except APIError:
-            continue
+    for answer in answers:
+        if isinstance(answer, ModelList):
+            found += answer
+        elif not isinstance(answer, APIError):
+            raise answer
     return found
 
 
@@ -223,21 +219,24 @@ async def _models_of(name: str, options: calls.Options) -> ModelList:
         return HttpRequest(model_lists.models_url(route), None, route.headers)
 
     async def read(call: tracing.Call, response: aiohttp.ClientResponse, route: Route) -> ModelList:
-        body = await calls.read_body(response)
-        try:
-            return model_lists.models_response(body, name)
-        except msgspec.DecodeError:
-            raise failures.from_body(response, body, call, route) from None
+        _, found = await calls.read_answer(
+            call, response, route, lambda body: model_lists.models_response(body, name)
+        )
+        return found
 
     return await calls.run("models", f"{name}/models", options, translate, read)
 
 
 def _is_configured(name: str) -> bool:
-    """Whether the environment names the server of a provider that needs no key."""
+    """Whether the environment has what it takes to ask a provider; of a server of one's own, its address."""
     provider = PROVIDERS[name]
-    return any(
-        os.environ.get(variable) for variable in (*provider.base_url_variables, *provider.key_variables)
-    )
+    if provider.key_optional:
+        return any(map(os.environ.get, (*provider.base_url_variables, *provider.key_variables)))
+    try:
+        resolve(f"{name}/x")
+    except (APIError, UsageProblem):
+        return False
+    return True
 
 
 def _needs_openais_format(route: Route, what: str) -> None:
@@ -278,13 +277,11 @@ def _reader(decode: Callable[[bytes, str | None, Route], R]) -> calls.Reader[R]:
     """From the response to the result, which `decode` makes of body and content type, and to the record."""
 
     async def read(call: tracing.Call, response: aiohttp.ClientResponse, route: Route) -> R:
-        body = await calls.read_body(response)
-        try:
-            answer = decode(body, response.headers.get("Content-Type"), route)
-        except msgspec.DecodeError:
-            raise failures.from_body(response, body, call, route) from None
+        content_type = response.headers.get("Content-Type")
+        _, answer = await calls.read_answer(
+            call, response, route, lambda body: decode(body, content_type, route)
+        )
         if (record := call.record) is not None:
-            record.provider_request_id = errors.request_id(response.headers)
             tracing.note_answer(record, None, answer.get("model"), _chat_usage(answer.get("usage")))
             answer.__dict__["_request"] = record
         return answer

@@ -1,6 +1,6 @@
 """What went wrong in a call, as one of our errors and on its record.
 
-Called by `client` and `streaming`; raises nothing itself.
+Called by `calls`, the verbs and `streaming`; raises nothing itself.
 """
 
 from __future__ import annotations
@@ -72,8 +72,6 @@ def note(call: tracing.Call, error: APIError) -> None:
     if record is None or record.ended:
         return
     record.status = "error"
-    if error.request_id is not None:
-        record.provider_request_id = error.request_id
     if error.retry_after is not None:
         record.retry_after_ms = error.retry_after * 1e3
     tracing.set_error(record, error)

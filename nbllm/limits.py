@@ -2,7 +2,7 @@
 
 There are no queues until limits are set: without them, a call that is refused waits for itself alone.
 Owns the queues in which attempts wait for their start, one per provider and event loop, each in order of
-arrival. Called by `client` around each attempt; sends nothing itself.
+arrival. Called by `calls` around each attempt; sends nothing itself.
 
 The rates (rpm, tpm) and a provider's pauses hold for all loops of the process together. `max_concurrency` is
 counted loop by loop: a loop that a cell blocks can't give back what it holds, and no other may wait for it.

@@ -13,15 +13,16 @@ from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
-import msgspec
 
 from . import calls, failures, log, loops, tracing
+from .client import whole_answer
 from .exceptions import UsageProblem
 from .kept import kept
-from .providers import HttpRequest, Route, errors, openai, openai_responses
+from .providers import HttpRequest, Route, openai, openai_responses
 from .providers.encoding import encode
-from .response_bridge import assistant_message, from_chat, to_chat
+from .response_bridge import to_chat
 from .response_events import ChunkEvents
+from .response_output import assistant_message, from_chat
 from .response_types import Response, ResponseEvent, chat_usage
 from .streaming import CompletionStream, EventStream
 from .types import ChatCompletion, mimebundle, parse
@@ -89,11 +90,7 @@ def responses(
 
 
 async def _whole(call: tracing.Call, response: aiohttp.ClientResponse, route: Route) -> Response:
-    body = await calls.read_body(response)
-    try:
-        answer = openai_responses.responses_response(body)
-    except msgspec.DecodeError:
-        raise failures.from_body(response, body, call, route) from None
+    body, answer = await calls.read_answer(call, response, route, openai_responses.responses_response)
     if answer.error is not None:
         raise failures.from_body(response, encode({"error": answer.error}), call, route)
     if answer.object != "response" and not answer.output:
@@ -101,7 +98,6 @@ async def _whole(call: tracing.Call, response: aiohttp.ClientResponse, route: Ro
     if (record := call.record) is not None:
         if record.content is not None:
             record.response_content = body
-        record.provider_request_id = errors.request_id(response.headers)
         tracing.note_answer(record, answer.id, answer.model, chat_usage(answer.usage))
         answer.__dict__["_request"] = record
     return answer
@@ -188,22 +184,14 @@ class _Turn:
 async def _whole_bridged(
     call: tracing.Call, response: aiohttp.ClientResponse, route: Route, turn: _Turn
 ) -> Response:
-    body = await calls.read_body(response)
-    try:
-        completion = route.dialect.chat_response(body)
-    except msgspec.DecodeError:
-        raise failures.from_body(response, body, call, route) from None
-    if not completion.choices:
-        raise failures.from_body(response, body, call, route)
+    completion = await whole_answer(call, response, route)
     response_id = _response_id(call)
     turn.keep(response_id, completion)
     answer = from_chat(completion, response_id, turn.previous)
     if (record := call.record) is not None:
-        if record.content is not None:
+        record.response_id = response_id
+        if record.content is not None:  # in OpenAI's format, in which `_conversation` reads it
             record.response_content = encode(completion.model_dump(exclude_none=True))
-        record.finish_reason = completion.choices[0].finish_reason
-        record.provider_request_id = errors.request_id(response.headers)
-        tracing.note_answer(record, response_id, completion.model, completion.usage)
         answer.__dict__["_request"] = record
     return answer
 

@@ -12,13 +12,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .exceptions import UsageProblem
-from .response_events import ChunkEvents
 from .response_input import add_item, unsupported
-from .response_output import Item, assistant_message, from_chat
+from .response_output import Item
 from .response_types import input_items
 from .types import plain
-
-__all__ = ["ChunkEvents", "assistant_message", "from_chat", "to_chat"]
 
 _RESPONSES_ONLY = """
     access_programs background context_management conversation image include max_tool_calls prompt

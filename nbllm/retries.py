@@ -2,7 +2,7 @@
 
 Pure policy, that of the openai SDK (openai-python, `_base_client.py`) but for three cases, in which another
 attempt can't help or costs too much: a quota that is used up, a caller's own timeout, a wrong name or
-certificate of the server. Called by `client`, which counts the attempts and sleeps.
+certificate of the server. Called by `calls`, which counts the attempts and sleeps.
 """
 
 from __future__ import annotations

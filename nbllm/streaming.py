@@ -1,12 +1,13 @@
 """A streamed answer: read, decoded, and given back whatever the reader does.
 
-Made by `client`. The reader may stop early, be cancelled, or forget the stream: the connection is given
-back in each case, and the record ends.
+Made by `client` and `responding`. The reader may stop early, be cancelled, or forget the stream: the
+connection is given back in each case, and the record ends.
 """
 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
@@ -18,7 +19,7 @@ import msgspec
 from . import failures, loops, tracing
 from .assembly import Assembly
 from .exceptions import APIConnectionError, APIError
-from .providers import Route, errors
+from .providers import Route
 from .providers.sse import EventDecoder
 from .types import ChatCompletion, ChatCompletionChunk, Usage, mimebundle, parse
 
@@ -35,7 +36,7 @@ class _Assembly(Protocol):
     def text(self) -> str: ...
 
 
-class EventStream(Generic[E]):
+class EventStream(ABC, Generic[E]):
     """An answer that comes as server-sent events, read with `async for`, or `for` in synchronous code.
 
     A subclass says what an event is (`_read`), when the answer is whole (`_is_finished`), and what of it
@@ -65,17 +66,17 @@ class EventStream(Generic[E]):
         text: str = self._assembly.text
         return text
 
+    @abstractmethod
     def _read(self, data: bytes) -> E | None:
         """One event's data as what the reader gets, None where that is nothing; raises what it holds."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _is_finished(self) -> bool:
         """Whether the answer has said that it is at its end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _note_answer(self, record: tracing.Record) -> None:
         """Put what the answer says of itself on the record."""
-        raise NotImplementedError
 
     # -- iteration ---------------------------------------------------------------------------------
 
@@ -259,7 +260,6 @@ class EventStream(Generic[E]):
         if record is None or record.ended:
             return
         record.chunks = self._assembly.count
-        record.provider_request_id = errors.request_id(self._response.headers)
         self._note_answer(record)
 
 

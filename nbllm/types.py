@@ -267,15 +267,6 @@ def decoder(cls: type[T]) -> Callable[[bytes | str], T]:
     return decode
 
 
-def decode(cls: type[T], data: bytes | str) -> T:
-    """JSON text as an object of `cls`; who decodes many keeps the `decoder`.
-
-    Raises:
-        msgspec.DecodeError: the text is not JSON, or not a JSON object.
-    """
-    return decoder(cls)(data)
-
-
 def _decode_leniently(cls: type[T], data: bytes | str) -> T:
     value = parse(data)
     if not isinstance(value, dict):

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbllm.assembly import Assembly
-from nbllm.types import ChatCompletionChunk, decode
+from nbllm.types import ChatCompletionChunk, decoder
 from tests.servers import TEXT, USAGE, chunk, chunks
 
 
 def fed(items: list[dict[str, Any]]) -> tuple[Assembly, list[bool]]:
     assembly = Assembly()
-    return assembly, [assembly.add(decode(ChatCompletionChunk, json.dumps(item))) for item in items]
+    return assembly, [assembly.add(decoder(ChatCompletionChunk)(json.dumps(item))) for item in items]
 
 
 def put_together(items: list[dict[str, Any]]) -> Any:
@@ -56,7 +56,7 @@ def test_what_has_come_can_be_seen_at_any_time() -> None:
     assembly = Assembly()
     texts = []
     for item in chunks():
-        assembly.add(decode(ChatCompletionChunk, json.dumps(item)))
+        assembly.add(decoder(ChatCompletionChunk)(json.dumps(item)))
         texts.append(assembly.completion().text)
         assert texts[-1] == assembly.text
     assert texts[-1] == TEXT

@@ -694,8 +694,16 @@ async def test_a_connection_error_names_the_server() -> None:
 # -- the synchronous verb --------------------------------------------------------------------------
 
 
-def test_the_two_verbs_have_one_signature() -> None:
-    there, here = inspect.signature(nbllm.acompletion), inspect.signature(nbllm.completion)
+VERBS = ("completion", "responses", "embedding", "image_generation", "speech", "transcription", "models")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_and_its_twin_have_one_signature(verb: str) -> None:
+    awaited, twin = getattr(nbllm, f"a{verb}"), getattr(nbllm, verb)
+    assert inspect.iscoroutinefunction(awaited)
+    assert not inspect.iscoroutinefunction(twin)
+    assert (twin.__name__, awaited.__name__) == (verb, f"a{verb}")
+    there, here = inspect.signature(awaited), inspect.signature(twin)
     assert list(there.parameters.values()) == list(here.parameters.values())
     assert there.return_annotation == here.return_annotation
 

@@ -22,6 +22,7 @@ LATE = [
     "IPython.display", "anywidget", "genai_prices", "ipykernel", "ipywidgets", "jupyter_client", "litellm",
     "matplotlib", "nbclient", "nbformat", "nest_asyncio2", "numpy", "openai", "pandas", "platformdirs",
     "pydantic", "sqlalchemy", "traitlets",
+    "nbllm.endpoints", "nbllm.responding", "nbllm.providers.anthropic", "nbllm.providers.gemini",
 ]  # fmt: skip
 
 

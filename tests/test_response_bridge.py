@@ -14,7 +14,9 @@ from nbllm.assembly import Assembly
 from nbllm.exceptions import UnsupportedParamsError, UsageProblem
 from nbllm.providers import anthropic, gemini, resolve
 from nbllm.providers.openai_responses import ResponseAssembly
-from nbllm.response_bridge import ChunkEvents, assistant_message, from_chat, to_chat
+from nbllm.response_bridge import to_chat
+from nbllm.response_events import ChunkEvents
+from nbllm.response_output import assistant_message, from_chat
 from nbllm.response_types import Response, ResponseEvent
 from nbllm.types import ChatCompletion, ChatCompletionChunk, build
 

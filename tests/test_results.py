@@ -19,7 +19,7 @@ from nbllm.embeddings import Embedding, EmbeddingResponse, dimensions
 from nbllm.exceptions import UsageProblem
 from nbllm.media import Image, ImagesResponse, Speech, Transcription, audio_extension
 from nbllm.results import ModelInfo, ModelList
-from nbllm.types import decode
+from nbllm.types import decoder
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
 JPEG = b"\xff\xd8\xff\xe0" + bytes(20)
@@ -36,9 +36,8 @@ def response(rows: Any = ROWS, **more: Any) -> EmbeddingResponse:
     data = [
         {"object": "embedding", "index": i, "embedding": b64(row.tobytes())} for i, row in enumerate(rows)
     ]
-    return decode(
-        EmbeddingResponse, msgspec.json.encode({"object": "list", "data": data, "model": "m", **more})
-    )
+    body = {"object": "list", "data": data, "model": "m", **more}
+    return decoder(EmbeddingResponse)(msgspec.json.encode(body))
 
 
 # -- embeddings ------------------------------------------------------------------------------------

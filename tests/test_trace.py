@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 import nbllm
-from nbllm import tracing
+from nbllm import tracing, transport
 from tests.rows import connection_rows, only_row, phases, request_rows, until
 from tests.servers import OK, TEXT, RawServer, full_backlog, refused_port
 
@@ -625,6 +625,39 @@ async def test_a_chunked_upload_is_counted(server: RawServer) -> None:
     row = only_row()
     assert server.requests[0].body == b"x" * 10_000
     assert (row.bytes_sent, row.bytes_received) == (server.requests[0].bytes_in, server.requests[0].bytes_out)
+
+
+@pytest.mark.parametrize("size", [1, transport.SMALL_BODY - 1, transport.SMALL_BODY + 1, 1_000_000])
+async def test_a_body_arrives_whole_in_one_piece_or_many(size: int, server: RawServer) -> None:
+    """Small ones go out together with the headers."""
+    async with nbllm.shared_session().post(
+        f"{server.url('nothing')}/x", data=b"x" * size, headers={"Content-Type": "text/plain"}
+    ) as response:
+        await response.read()
+    row, (request,) = only_row(), server.requests
+    assert request.body == b"x" * size
+    assert (row.bytes_sent, row.status) == (request.bytes_in, "ok")
+    assert row.send_ms >= 0
+
+
+async def test_a_connection_that_closes_before_a_small_body_is_written_is_a_stale_one(
+    server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A race that no server can be made to win: between the pool's look at the connection and the write."""
+    await ours(server.url())
+    connector: Any = nbllm.shared_session().connector
+    connect = connector.connect
+
+    async def then_close(*args: Any, **options: Any) -> Any:
+        connection = await connect(*args, **options)
+        connection.protocol.transport.close()
+        monkeypatch.setattr(connector, "connect", connect)
+        return connection
+
+    monkeypatch.setattr(connector, "connect", then_close)
+    assert (await ours(server.url())).text == TEXT
+    assert [row.status for row in request_rows()] == ["ok", "error", "ok"]
+    assert len(server.requests) == 2
 
 
 async def test_a_raising_subscriber_breaks_no_call(

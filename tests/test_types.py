@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbllm import types
-from nbllm.types import ChatCompletion, ChatCompletionChunk, Message, Object, Usage, build, decode
+from nbllm.types import ChatCompletion, ChatCompletionChunk, Message, Object, Usage, build, decoder
 from tests.servers import chunks, completion
 
 
 def made(data: Any) -> ChatCompletion:
-    return decode(ChatCompletion, json.dumps(data).encode())
+    return decoder(ChatCompletion)(json.dumps(data).encode())
 
 
 PLAIN = completion("Hello")
@@ -75,11 +75,11 @@ def test_unknown_fields_are_kept_at_every_level() -> None:
 @pytest.mark.parametrize("data", [PLAIN, RICH, *chunks()])
 def test_a_dump_is_what_came(data: dict[str, Any]) -> None:
     cls = ChatCompletion if data["object"] == "chat.completion" else ChatCompletionChunk
-    item = decode(cls, json.dumps(data))
+    item = decoder(cls)(json.dumps(data))
     assert item.model_dump(exclude_none=True) == without_nulls(data)
     assert json.loads(item.model_dump_json(exclude_none=True)) == without_nulls(data)
     assert json.loads(item.model_dump_json(indent=2)) == item.model_dump()
-    assert decode(cls, item.model_dump_json()) == item
+    assert decoder(cls)(item.model_dump_json()) == item
 
 
 def test_a_missing_field_is_none_and_there() -> None:
@@ -159,14 +159,14 @@ def test_a_cell_shows_markdown() -> None:
 )
 def test_what_is_no_json_object_is_refused(data: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
-        decode(ChatCompletion, data)
+        decoder(ChatCompletion)(data)
 
 
 def test_an_object_nested_too_deeply_is_refused() -> None:
     with pytest.raises(msgspec.DecodeError):
-        decode(ChatCompletion, b'{"x":' * 99_999)
+        decoder(ChatCompletion)(b'{"x":' * 99_999)
     with pytest.raises(msgspec.DecodeError):
-        decode(ChatCompletion, b'{"x":' * 900 + b"1" + b"}" * 900)
+        decoder(ChatCompletion)(b'{"x":' * 900 + b"1" + b"}" * 900)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ ODD = st.dictionaries(
 @settings(max_examples=60, deadline=None)
 @given(ODD, st.sampled_from([ChatCompletion, ChatCompletionChunk]))
 def test_whatever_a_server_sends_becomes_an_object(data: dict[str, Any], cls: Any) -> None:
-    item = decode(cls, json.dumps(data))
+    item = decoder(cls)(json.dumps(data))
     assert isinstance(item.choices, list)
     for choice in item.choices:
         inner = choice.message if cls is ChatCompletion else choice.delta
@@ -260,7 +260,7 @@ def test_both_paths_give_equal_objects() -> None:
     fast = made(PLAIN)
     assert build(ChatCompletion, PLAIN) == fast
     for data in chunks():
-        assert build(ChatCompletionChunk, data) == decode(ChatCompletionChunk, json.dumps(data))
+        assert build(ChatCompletionChunk, data) == decoder(ChatCompletionChunk)(json.dumps(data))
 
 
 def test_every_type_is_decoded_by_the_fast_path_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,4 +268,4 @@ def test_every_type_is_decoded_by_the_fast_path_alone(monkeypatch: pytest.Monkey
     monkeypatch.setattr(types, "_decode_leniently", lambda *args: pytest.fail("the lenient path was taken"))
     made(PLAIN)
     for data in chunks():
-        decode(ChatCompletionChunk, json.dumps(data))
+        decoder(ChatCompletionChunk)(json.dumps(data))
