@@ -62,6 +62,12 @@ class Assembly:
         """The first choice's text so far."""
         return "".join(self._content)
 
+    @property
+    def reasoning(self) -> str:
+        """The first choice's reasoning so far, whichever of its two names the server uses."""
+        texts = self._choices[0].texts if 0 in self._choices else {}
+        return "".join(texts.get("reasoning_content") or texts.get("reasoning") or ())  # some send both
+
     def add(self, chunk: ChatCompletionChunk) -> bool:
         """Take a chunk in; True if it brought content (text, reasoning, a refusal or a tool call)."""
         self.count += 1
@@ -72,14 +78,25 @@ class Assembly:
         content = False
         for choice in chunk.choices:
             delta = choice.delta
+            # The common one: some text, and nothing else. A call to find it out would cost 3 % of a stream.
             if (
                 delta is not None
+                and type(text := delta.content) is str
+                and text
                 and not choice.index
                 and choice.finish_reason is None
                 and choice.logprobs is None
-                and _is_text(delta)
+                and delta.role is None
+                and delta.tool_calls is None
+                and delta.reasoning_content is None
+                and delta.reasoning is None
+                and delta.refusal is None
+                and delta.annotations is None
+                and delta.audio is None
+                and delta.function_call is None
+                and not delta.__dict__
             ):
-                self._content.append(delta.content)  # type: ignore[arg-type]
+                self._content.append(text)
                 content = True
             else:
                 content = self._add_choice(choice) or content
@@ -118,24 +135,6 @@ class Assembly:
             system_fingerprint=first.system_fingerprint,
             service_tier=first.service_tier,
         )
-
-
-def _is_text(delta: Delta) -> bool:
-    """Whether a delta is the common one: some text, and nothing else."""
-    text = delta.content
-    return (
-        type(text) is str
-        and text != ""
-        and delta.role is None
-        and delta.tool_calls is None
-        and delta.reasoning_content is None
-        and delta.reasoning is None
-        and delta.refusal is None
-        and delta.annotations is None
-        and delta.audio is None
-        and delta.function_call is None
-        and not delta.__dict__
-    )
 
 
 def _add_delta(parts: _Parts, delta: Delta) -> bool:

@@ -23,7 +23,7 @@ from . import failures, limits, loops, retries, tagging, tracing, transport
 from .exceptions import APIError, UsageProblem
 from .providers import HttpRequest, Route, errors, resolve
 from .providers.base import merged_headers
-from .settings import client_timeout, settings
+from .settings import client_timeout, model_of, settings
 from .types import parse
 
 T = TypeVar("T")
@@ -196,7 +196,7 @@ async def _run(
     call = tracing.Call(options.session_id)
     call.operation, call.stream = operation, stream
     first_place: dict[str, Any] = {
-        "model": model,
+        "model": model_of(model),
         "base_url": options.base_url,
         "api_key": options.api_key,
         "api_version": options.api_version,
@@ -214,7 +214,8 @@ async def _run(
         try:
             # Key and address belong to the first model; another provider's are looked up, or stand with it.
             # Without a model it is the first once more, with another key or address.
-            route = resolve(**(fallback if "model" in fallback else {**first_place, **fallback}))
+            named = {"model": model_of(fallback["model"])} if "model" in fallback else first_place
+            route = resolve(**{**named, **fallback, "model": named["model"]})
             # So do the headers, which may hold a key as well.
             theirs = options if route.base_url == first_url else replace(options, extra_headers=None)
             return await _ask(call, session, route, theirs, translate, read)
@@ -323,6 +324,7 @@ async def _attempt(
         raise
     if not call.stream and call.record is not None:
         tracing.end(call.record)
+        call.record = None  # the record knows the call: the garbage collector would have to untie them
     return answer
 
 

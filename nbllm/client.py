@@ -7,6 +7,7 @@ users and by `magics`; a call's way is `calls`', the wire format `providers`'.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import NoneType
 from typing import Any, Literal, overload
 
@@ -112,18 +113,13 @@ async def acompletion(
     if (wanted := params.get("response_format")) is not None:
         params["response_format"], parse = response_format(wanted)
     show_usage = _asks_for_usage(params.get("stream_options"), extra_body)
-
-    def translate(route: Route, added: Mapping[str, Any] | None) -> HttpRequest:
-        return route.dialect.chat_request(route, checked, stream, params, added, metadata)
-
-    async def read(
-        call: tracing.Call, response: aiohttp.ClientResponse, route: Route
-    ) -> ChatCompletion | CompletionStream:
-        if stream:
-            return CompletionStream(call, response, route, show_usage, parse)
-        return await whole_answer(call, response, route, parse)
-
-    return await calls.run("chat", model, options, translate, read, stream=stream)
+    # Not closures: with many calls at once, their cells keep the garbage collector busy.
+    translate = partial(_request, checked, stream, params, metadata)
+    if stream:
+        return await calls.run(
+            "chat", model, options, translate, partial(_stream, show_usage, parse), stream=True
+        )
+    return await calls.run("chat", model, options, translate, partial(whole_answer, parse=parse))
 
 
 @overload
@@ -186,6 +182,27 @@ def completion(
     )
 
 
+def _request(
+    messages: list[Any],
+    stream: bool,
+    params: Mapping[str, Any],
+    metadata: Mapping[str, Any] | None,
+    route: Route,
+    extra_body: Mapping[str, Any] | None,
+) -> HttpRequest:
+    return route.dialect.chat_request(route, messages, stream, params, extra_body, metadata)
+
+
+async def _stream(
+    show_usage: bool,
+    parse: Callable[[str], Any] | None,
+    call: tracing.Call,
+    response: aiohttp.ClientResponse,
+    route: Route,
+) -> CompletionStream:
+    return CompletionStream(call, response, route, show_usage, parse)
+
+
 async def whole_answer(
     call: tracing.Call,
     response: aiohttp.ClientResponse,
@@ -210,6 +227,8 @@ async def whole_answer(
 
 def _asks_for_usage(options: Any, extra_body: Mapping[str, Any] | None) -> bool:
     """Whether the caller wants to see the chunk with the usage, which nbllm asks for otherwise too."""
+    if options is None and not extra_body:
+        return False
     if options is not None and not isinstance(options, Mapping):
         raise UsageProblem(f"stream_options must be a dict; got {tracing.redact(repr(options)):.80}")
     options = (extra_body or {}).get("stream_options") or options or {}

@@ -8,13 +8,11 @@ sees all that came before it. Without a usable file the log goes on in memory. `
 from __future__ import annotations
 
 import functools
-import itertools
-import operator
 import os
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -178,9 +176,10 @@ class Log:
         try:
             if path is not None:
                 # WAL can corrupt a file with several writers before SQLite 3.51.3 (sqlite.org, "WAL-reset
-                # bug"), so older ones write through a rollback journal.
+                # bug"), so older ones write through a rollback journal, one that stays: a file that grows and
+                # shrinks with each batch takes the kernel a sixth longer.
                 wal = sqlite3.sqlite_version_info >= (3, 51, 3)
-                connection.exec_driver_sql(f"PRAGMA journal_mode={'WAL' if wal else 'TRUNCATE'}")
+                connection.exec_driver_sql(f"PRAGMA journal_mode={'WAL' if wal else 'PERSIST'}")
                 connection.exec_driver_sql(f"PRAGMA synchronous={'NORMAL' if wal else 'FULL'}")
             schema.migrate(connection)
             alive = _Batch()
@@ -278,6 +277,17 @@ def read(job: Callable[[sa.Connection], T]) -> T:
     return _state.log.read(job)
 
 
+def read_soon(job: Callable[[sa.Connection], T], timeout: float) -> T | None:
+    """As `read`, for one who can't wait: None where nothing was kept yet, or after `timeout` seconds."""
+    log = _state.log
+    if log.thread is None and not log.queue:
+        return None
+    try:
+        return log.run(lambda: job(log._open()), timeout)
+    except TimeoutError:
+        return None
+
+
 def content_of(response_id: str) -> tuple[str, str] | None:
     """What was kept of the request that brought this response, as JSON: messages, and the answer.
 
@@ -354,7 +364,6 @@ class _Shape:
     def __init__(self, table: str, columns: tuple[str, ...]) -> None:
         self.table = table
         self.columns = columns
-        self.values: Callable[[dict[str, Any]], tuple[Any, ...]] = operator.itemgetter(*columns)
         self.insert_statement = functools.lru_cache(
             functools.partial(schema.insert_statement, table, columns)
         )
@@ -368,10 +377,10 @@ class _Batch:
 
     def __init__(self, again: bool = False) -> None:
         self.again = again  # rows that were written once: where they are there already, that is fine
-        self.inserts: dict[_Shape, list[tuple[Any, ...]]] = {}
+        self.inserts: dict[_Shape, list[Any]] = {}  # the rows' values, one row after the other
 
-    def insert(self, shape: _Shape, values: tuple[Any, ...]) -> None:
-        self.inserts.setdefault(shape, []).append(values)
+    def insert(self, shape: _Shape, values: Iterable[Any]) -> None:
+        self.inserts.setdefault(shape, []).extend(values)
 
     def take(self, items: list[Any]) -> None:
         """Turn ended records and connections into rows."""
@@ -382,37 +391,34 @@ class _Batch:
                 self.insert(_CONNECTION, schema.connection_values(item))
 
     def _take_record(self, record: tracing.Record) -> None:
-        call = record.call
-        if record.url_path is not None:
-            record.url_path = tracing.redact(record.url_path)
+        if (params := record.call.params) is not None:
+            record.params = params.decode("utf-8", "replace")
         if record.held:
-            _check_answer(record)
+            _check_counts(record)
+        bodies = _masked(record, _text(record.content), _text(record.response_content))
         price(record)
-        if call.params is not None:
-            record.params = tracing.redact(call.params.decode("utf-8", "replace"))
         attributes = record.__dict__
         # Records that took the same path set the same attributes in the same order.
-        shape = _shapes.get(key := tuple(attributes))
+        columns = tuple(attributes)
+        shape = _shapes.get(columns)
         if shape is None:
-            shape = _shapes[key] = _Shape("requests", tracing.columns_set(record))
-        self.insert(shape, shape.values(attributes))
+            shape = _shapes[columns] = _Shape("requests", columns)
+        self.insert(shape, attributes.values())
         if record.content is not None:
-            content = (record.id, _text(record.content), _text(record.response_content))
-            self.insert(_CONTENT, content)
+            self.insert(_CONTENT, (record.id, *bodies))
             record.content = record.response_content = None  # an answer that is kept shouldn't keep these
 
     def write(self, connection: sa.Connection) -> None:
         """Write all, or nothing."""
+        cursor = connection.connection.cursor()  # SQLAlchemy would copy all values, a tenth of the whole cost
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         try:
-            for shape, rows in self.inserts.items():
+            for shape, values in self.inserts.items():
+                width = len(shape.columns)
                 # Many rows a statement: sqlite3 hands the GIL over at each, and the event loop wants it.
-                for start in range(0, len(rows), ROWS_A_STATEMENT):
-                    some = rows[start : start + ROWS_A_STATEMENT]
-                    connection.exec_driver_sql(
-                        shape.insert_statement(len(some), self.again),
-                        tuple(itertools.chain.from_iterable(some)),
-                    )
+                for start in range(0, len(values), ROWS_A_STATEMENT * width):
+                    some = values[start : start + ROWS_A_STATEMENT * width]
+                    cursor.execute(shape.insert_statement(len(some) // width, self.again), some)
             connection.exec_driver_sql("COMMIT")
         except BaseException:
             _roll_back(connection)
@@ -427,12 +433,12 @@ class _Batch:
         failure: Exception | None = None
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         try:
-            for shape, rows in self.inserts.items():
+            for shape, values in self.inserts.items():
                 kinds = [schema.TABLES[shape.table][column] for column in shape.columns]
-                for row in rows:
-                    values = tuple(map(schema.storable, kinds, row))
+                for start in range(0, len(values), len(kinds)):
+                    row = tuple(map(schema.storable, kinds, values[start : start + len(kinds)]))
                     try:
-                        connection.exec_driver_sql(shape.insert_statement(1, self.again), values)
+                        connection.exec_driver_sql(shape.insert_statement(1, self.again), row)
                     except Exception as error:
                         if _is_of_the_database(error):
                             raise
@@ -463,33 +469,38 @@ def _roll_back(connection: sa.Connection) -> None:
 
 
 _COUNTS = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
-_NAMES = ("response_model", "response_id", "provider_request_id", "finish_reason")
+# The columns whose texts the caller or the server wrote. (Those of errors are masked where they are set.)
+_SAID = ("url_path", "params", "response_model", "response_id", "provider_request_id", "finish_reason")
 
 
-def _check_answer(record: tracing.Record) -> None:
-    """Make unknown what the server should not have said: counts that are none, and keys that it quotes."""
+def _check_counts(record: tracing.Record) -> None:
+    """Make unknown what the server says in place of a count."""
     said = record.__dict__
     for name in _COUNTS:
         value = said.get(name)
         if value is not None and not (type(value) is int and 0 <= value < 1 << 63):
             said[name] = None
-    names = [value for name in _NAMES if (value := said.get(name)) is not None]
+
+
+def _masked(record: tracing.Record, *bodies: str | None) -> tuple[str | None, ...]:
+    """Mask the keys in what the caller and the server wrote, and give the bodies without them."""
+    said = record.__dict__
+    texts = [text for name in _SAID if (text := said.get(name)) is not None]
+    # One search through all of them spares nearly every record the others.
     try:
-        if (joined := "\n".join(names)) == tracing.redact(joined):
-            return
-    except TypeError:  # not all of them are texts
+        together = "\n".join([*texts, *(body for body in bodies if body)])
+        if tracing.redact(together) == together:
+            return bodies
+    except TypeError:  # the server gave something else than a text
         pass
-    for name in _NAMES:
+    for name in _SAID:
         if (value := said.get(name)) is not None:
             said[name] = tracing.redact(str(value))
+    return tuple(body and tracing.redact(body) for body in bodies)
 
 
-def _text(content: Any) -> str | None:
-    if content is None:
-        return None
-    if isinstance(content, bytes):
-        content = content.decode("utf-8", "replace")
-    return tracing.redact(content)
+def _text(content: bytes | str | None) -> str | None:
+    return content.decode("utf-8", "replace") if isinstance(content, bytes) else content
 
 
 def _rows_of_this_kernel(connection: sa.Connection) -> _Batch | None:

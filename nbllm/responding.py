@@ -134,8 +134,8 @@ class ResponseStream(EventStream[ResponseEvent]):
             return None
         if (error := openai_responses.event_error(event)) is not None:
             raise self._bad(encode({"error": error}))
-        if self._assembly.add(event) and self.request is not None and self.request.first_chunk_at is None:
-            tracing.note_first_content(self.request)
+        if self._assembly.add(event) and self._awaits_content:
+            self._note_first_content()
         return event
 
     def _is_finished(self) -> bool:

@@ -54,6 +54,7 @@ class EventStream(ABC, Generic[E]):
         self._assembly: Any = assembly
         self._events: deque[bytes] = deque()
         self._start_of_body = b""
+        self._awaits_content = True
         self._done = False
         self._ended = False
         self._failure: APIError | None = None
@@ -254,6 +255,11 @@ class EventStream(ABC, Generic[E]):
         if record is not None:
             tracing.end(record)  # where the loop is gone, the connection doesn't tell its end
 
+    def _note_first_content(self) -> None:
+        self._awaits_content = False
+        if self.request is not None:
+            tracing.note_first_content(self.request)
+
     def _note(self) -> None:
         """Put what is known of the answer on the record, before that ends."""
         record = self.request
@@ -267,7 +273,7 @@ class CompletionStream(EventStream[ChatCompletionChunk]):
     """A chat completion as it comes: `async for chunk in stream`, or `for` in synchronous code.
 
     Leaving the loop early closes the answer and frees its connection. `text`, `usage` and `completion`
-    hold what has come so far, and at the end all of it.
+    hold what has come so far, and at the end all of it; so does `reasoning`.
     """
 
     _assembly: Assembly
@@ -284,6 +290,11 @@ class CompletionStream(EventStream[ChatCompletionChunk]):
         self._decode = route.dialect.chunk_decoder()
         self._show_usage = show_usage
         self._parse = parse
+
+    @property
+    def reasoning(self) -> str:
+        """The model's reasoning so far, where the server tells it; of several choices, the first one's."""
+        return self._assembly.reasoning
 
     @property
     def usage(self) -> Usage | None:
@@ -303,11 +314,11 @@ class CompletionStream(EventStream[ChatCompletionChunk]):
         chunk = self._decode(data)
         if chunk is None:
             return None
-        if not chunk.choices and (chunk.object == "error" or not _ERRORS.isdisjoint(chunk.__dict__)):
+        if not (choices := chunk.choices) and _is_error(chunk):
             raise self._bad(data)
-        if self._assembly.add(chunk) and self.request is not None and self.request.first_chunk_at is None:
-            tracing.note_first_content(self.request)
-        return chunk if chunk.choices or self._show_usage or chunk.usage is None else None
+        if self._assembly.add(chunk) and self._awaits_content:
+            self._note_first_content()
+        return chunk if choices or self._show_usage or chunk.usage is None else None
 
     def _is_finished(self) -> bool:
         return self._assembly.finish_reason is not None
@@ -320,6 +331,10 @@ class CompletionStream(EventStream[ChatCompletionChunk]):
         if record.content is not None and assembly.count:
             answer = assembly.completion().model_dump(exclude_none=True)
             record.response_content = msgspec.json.encode(answer)
+
+
+def _is_error(chunk: ChatCompletionChunk) -> bool:
+    return chunk.object == "error" or not _ERRORS.isdisjoint(chunk.__dict__)
 
 
 def _is_whole(data: bytes) -> bool:

@@ -69,7 +69,24 @@ class Call:
 class Record:
     """One HTTP attempt. Attributes are named as the log's columns; None means unknown or not applicable."""
 
-    # Class attributes are the defaults: a record holds only what was set, which keeps it small and quick.
+    # What no column holds has a slot: the call, whether a verb holds the record, the bodies where they are
+    # kept, and the marks on the monotonic clock. So `__dict__` holds the columns that were set and no more,
+    # which keeps it small and quick; class attributes are the defaults of the others.
+    __slots__ = (
+        *("__dict__", "call", "held", "content", "response_content"),
+        *("began", "acquired", "sent", "first_byte", "wire_ended", "ended"),
+    )
+    call: Call
+    held: bool
+    content: bytes | str | None
+    response_content: bytes | str | None
+    began: float
+    acquired: float | None
+    sent: float | None
+    first_byte: float | None
+    wire_ended: float | None
+    ended: bool
+
     id: int
     request_id: str
     call_id: str
@@ -126,25 +143,16 @@ class Record:
     cost_usd: float | None = None
     cost_source: str | None = None
 
-    # What no column holds: the call, the marks on the monotonic clock, whether a verb holds the record, and
-    # the bodies, where they are kept.
-    call: Call
-    content: bytes | None = None
-    response_content: bytes | str | None = None
-    held = False
-    began: float
-    acquired: float | None = None
-    sent: float | None = None
-    first_byte: float | None = None
-    wire_ended: float | None = None
-    ended = False
-
     def __init__(self, call: Call, held: bool) -> None:
         call.attempts += 1
-        call.record = self
+        if held:  # nobody asks a foreign call, and the two would be garbage that only the collector can free
+            call.record = self
         kernel = tagging.kernel_id()
         self.call = call
         self.held = held
+        self.content = self.response_content = None
+        self.acquired = self.sent = self.first_byte = self.wire_ended = None
+        self.ended = False
         number = next(_state.request_numbers)
         self.id = tagging.first_request_id() | number
         self.request_id = f"{kernel}-r{number}"
@@ -176,17 +184,6 @@ class Record:
         return (
             f"<Record {self.request_id} {what}: {self.status or 'running'} {self.http_status}{tokens}{took}>"
         )
-
-
-_PRIVATE = {
-    *("call", "content", "response_content", "held"),
-    *("began", "acquired", "sent", "first_byte", "wire_ended", "ended"),
-}
-
-
-def columns_set(record: Record) -> tuple[str, ...]:
-    """Names of the columns that were set on the record; all others are null."""
-    return tuple(name for name in record.__dict__ if name not in _PRIVATE)
 
 
 class Connection:

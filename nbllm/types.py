@@ -52,8 +52,12 @@ class Object(msgspec.Struct, dict=True, forbid_unknown_fields=True, omit_default
 
     def model_dump(self, *, exclude_none: bool = False) -> dict[str, Any]:
         """Plain dicts and lists of the whole object, unknown fields included."""
-        dumped = {key: plain(self[key], exclude_none) for key in _names(self)}
-        return {k: v for k, v in dumped.items() if v is not None} if exclude_none else dumped
+        fields = {name: getattr(self, name) for name in self.__struct_fields__} | self.__dict__
+        return {
+            name: plain(value, exclude_none)
+            for name, value in fields.items()
+            if name not in _OURS and not (exclude_none and value is None)
+        }
 
     def model_dump_json(self, *, indent: int | None = None, exclude_none: bool = False) -> str:
         """`model_dump()` as JSON text."""
@@ -208,6 +212,13 @@ class ChatCompletion(Object):
         return content if isinstance(content, str) else ""
 
     @property
+    def reasoning(self) -> str:
+        """The first choice's reasoning; empty where the server tells none."""
+        message = self.choices[0].message if self.choices else None
+        texts = (message.reasoning_content, message.reasoning) if message else ()
+        return next((text for text in texts if text and isinstance(text, str)), "")
+
+    @property
     def request(self) -> Any:
         """The trace record of the request that brought this answer (None when made by hand)."""
         return self.__dict__.get("_request")
@@ -247,6 +258,8 @@ def mimebundle(text: str, result: Any) -> dict[str, str]:
 
 
 _shapes: dict[type[Object], dict[str, Callable[[Any], Any]]] = {}
+_CONTAINERS = frozenset({dict, list})
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 def decoder(cls: type[T]) -> Callable[[bytes | str], T]:
@@ -265,6 +278,34 @@ def decoder(cls: type[T]) -> Callable[[bytes | str], T]:
             raise msgspec.DecodeError(str(error)) from None
 
     return decode
+
+
+def series_decoder(cls: type[T]) -> Callable[[], Callable[[bytes | str], T]]:
+    """As `decoder`, for objects that come in series, such as the events of a stream: one for each series.
+
+    Where the server adds fields of its own to every object, it soon stops to try the strict way first.
+    """
+    strictly, leniently = msgspec.json.Decoder(cls).decode, partial(_decode_leniently, cls)
+
+    def begin() -> Callable[[bytes | str], T]:
+        read: Callable[[bytes | str], T] = strictly
+        refused = 0
+
+        def decode(data: bytes | str) -> T:
+            nonlocal read, refused
+            try:
+                return read(data)
+            except msgspec.ValidationError:
+                refused += 1
+                if refused > 1:  # many servers add something to the first or the last object only
+                    read = leniently
+                return leniently(data)
+            except (UnicodeDecodeError, RecursionError) as error:
+                raise msgspec.DecodeError(str(error)) from None
+
+        return decode
+
+    return begin
 
 
 def _decode_leniently(cls: type[T], data: bytes | str) -> T:
@@ -300,10 +341,13 @@ def build(cls: type[T], data: dict[str, Any]) -> T:
         shapes = _shapes[cls] = {name: _shape_for(hint) for name, hint in get_type_hints(cls).items()}
     result = cls()
     for key, value in data.items():
-        if key in shapes:
-            setattr(result, key, shapes[key](value))
-        else:
-            result.__dict__[key] = _any_shape(value)
+        if key not in shapes:
+            result.__dict__[key] = _any_shape(value) if type(value) in _CONTAINERS else value
+        elif value is not None:
+            shape = shapes[key]
+            # A plain value needs no shaping, and most are plain: the call would cost as much as the rest.
+            shaped = shape is _any_shape and type(value) not in _CONTAINERS
+            setattr(result, key, value if shaped else shape(value))
     return result
 
 
@@ -337,6 +381,8 @@ def _any_shape(value: Any) -> Any:
 
 def plain(value: Any, exclude_none: bool = False) -> Any:
     """Objects within `value` as dicts."""
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, Object):
         return Object.model_dump(value, exclude_none=exclude_none)
     if isinstance(value, list):

@@ -155,6 +155,24 @@ def test_texts_of_other_names_are_added_up(name: str) -> None:
     assert content == [True, True]
 
 
+@pytest.mark.parametrize(
+    "names", [("reasoning_content",), ("reasoning",), ("reasoning", "reasoning_content")]
+)
+def test_the_reasoning_so_far_whatever_its_name(names: tuple[str, ...]) -> None:
+    pieces = [{"role": "assistant"}, {"x": "Hm"}, {"x": "m"}, {"content": "so", "x": None}]
+    assembly = Assembly()
+    seen = []
+    for piece in pieces:
+        delta = {name: value for key, value in piece.items() for name in (names if key == "x" else (key,))}
+        other = {"index": 1, "delta": {"reasoning": "another choice's"}}
+        item = chunk(None) | {"choices": [{"index": 0, "delta": delta}, other]}
+        assembly.add(decoder(ChatCompletionChunk)(json.dumps(item)))
+        seen.append(assembly.reasoning)
+        assert assembly.completion().reasoning == assembly.reasoning
+    assert seen == ["", "Hm", "Hmm", "Hmm"]
+    assert assembly.text == "so"
+
+
 def test_unknown_fields_of_a_delta_are_kept() -> None:
     answer = put_together(
         [

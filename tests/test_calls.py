@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import gc
 import itertools
 import json
 import threading
@@ -1108,3 +1109,25 @@ async def test_what_only_sounds_like_a_key_is_kept(server: ProvidersServer) -> N
     await ask(server, "good", prompt_cache_key="chapter", metadata={"key": "chapters", "token": "chapters"})
     assert only_row().params is not None
     assert "[key]" not in only_row().params
+
+
+async def test_what_has_ended_leaves_no_work_to_the_garbage_collector(server: ProvidersServer) -> None:
+    await ask(server, "good")  # the first call makes pools and caches
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        await ask(server, "good")
+        foreign = nbllm.shared_session().post(
+            f"{server.base_url('openai')}/chat/completions", json={"model": "good"}
+        )
+        async with foreign as response:
+            await response.read()
+        assert len(request_rows()) == 3
+        gc.collect()
+        left = [item for item in gc.garbage if isinstance(item, (tracing.Call, tracing.Record))]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert left == []

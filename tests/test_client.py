@@ -355,6 +355,20 @@ async def test_the_first_chunk_alone(server: RawServer) -> None:
     assert only_row().status == "incomplete"
 
 
+async def test_reasoning_grows_while_a_stream_is_read(server: RawServer) -> None:
+    deltas = [
+        {"role": "assistant"},
+        {"reasoning_content": "Hm"},
+        {"reasoning_content": "m"},
+        {"content": "so"},
+    ]
+    serving(server, "thinks", streaming(*(chunk(delta) for delta in deltas), chunk({}, "stop")))
+    stream = await ask(server, "thinks", stream=True)
+    assert stream.reasoning == ""
+    assert [stream.reasoning async for c in stream] == ["", "Hm", "Hmm", "Hmm", "Hmm"]
+    assert (stream.completion.reasoning, stream.text) == ("Hmm", "so")
+
+
 async def test_text_grows_while_a_stream_is_read(server: RawServer) -> None:
     stream = await ask(server, stream=True)
     assert (stream.text, stream.usage) == ("", None)

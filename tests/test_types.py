@@ -13,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbllm import types
-from nbllm.types import ChatCompletion, ChatCompletionChunk, Message, Object, Usage, build, decoder
+from nbllm.types import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Message,
+    Object,
+    Usage,
+    build,
+    decoder,
+    series_decoder,
+)
 from tests.servers import chunks, completion
 
 
@@ -189,6 +198,41 @@ def test_where_an_object_belongs_nothing_else_is_kept(field: str, value: Any, ex
 def test_plain_values_of_odd_types_are_kept() -> None:
     answer = made({**PLAIN, "created": "yesterday", "id": 7, "usage": {"prompt_tokens": "12"}})
     assert (answer.created, answer.id, answer.usage.prompt_tokens) == ("yesterday", 7, "12")
+
+
+def test_an_answer_tells_its_reasoning() -> None:
+    def reasoning(**fields: Any) -> str:
+        return made({**PLAIN, "choices": [{"message": {"content": "x", **fields}}]}).reasoning
+
+    assert reasoning(reasoning_content="Hm") == reasoning(reasoning="Hm", reasoning_content="") == "Hm"
+    assert reasoning() == reasoning(reasoning=["odd"]) == made({"choices": []}).reasoning == ""
+
+
+SERIES = [
+    *chunks(),
+    {**chunks()[1], "provider": "Fireworks"},
+    {**chunks()[1], "choices": [{"index": 0, "delta": {"content": [{"text": "x"}], "new": {"a": None}}}]},
+    {"usage": {"prompt_tokens": "12"}, "choices": None},
+]
+
+
+@given(st.lists(st.sampled_from(SERIES), min_size=1, max_size=12))
+def test_objects_of_a_series_are_what_they_are_alone(items: list[dict[str, Any]]) -> None:
+    decode = series_decoder(ChatCompletionChunk)()
+    for item in items:
+        data = json.dumps(item)
+        alone = decoder(ChatCompletionChunk)(data)
+        assert decode(data) == alone
+        assert [choice.keys() for choice in decode(data).choices] == [c.keys() for c in alone.choices]
+
+
+def test_what_is_no_object_is_an_error_anywhere_in_a_series() -> None:
+    decode = series_decoder(ChatCompletionChunk)()
+    for _ in range(3):
+        assert decode(b'{"provider": "Fireworks"}')["provider"] == "Fireworks"
+        for data in (b"", b"[DONE]", b"[1]", b"7", b'"\xff"', b"[" * 100_000):
+            with pytest.raises(msgspec.DecodeError):
+                decode(data)
 
 
 def test_an_answer_in_parts_has_its_text() -> None:

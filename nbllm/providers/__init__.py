@@ -7,12 +7,12 @@ starts when its address is asked for (`Provider.base_url` as a function).
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from functools import lru_cache
 from urllib.parse import urlsplit
 
+from .. import environment
 from ..exceptions import AuthenticationError, NotFoundError, UsageProblem, did_you_mean
 from ..kept import kept
 from . import azure
@@ -136,7 +136,7 @@ def resolve(
         NotFoundError: No provider is known for the model.
         AuthenticationError: The provider needs a key and there is none.
     """
-    env = os.environ if environ is None else environ
+    env = environment.environ() if environ is None else environ
     if not isinstance(model, str) or not model.strip():
         raise UsageProblem(f"model must be a text such as 'gpt-4o-mini'; got {model!r}")
     provider_name, name = _provider_of(model.strip(), base_url is not None)

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from ..types import ChatCompletion, build, parse
+from ..types import ChatCompletion, Choice, Message, TokensDetails, Usage, build, parse
 
 _FINISH_REASONS = {
     "end_turn": "stop",
@@ -17,6 +17,9 @@ _FINISH_REASONS = {
     "refusal": "content_filter",
 }
 
+_COUNTS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+_TRANSLATED = frozenset((*_COUNTS, "output_tokens_details", "service_tier"))
+
 
 def chat_response(body: bytes) -> ChatCompletion:
     """The whole answer; it has no choices where the body is no message.
@@ -26,21 +29,21 @@ def chat_response(body: bytes) -> ChatCompletion:
     """
     answer = json_fields(body)
     usage = answer.get("usage")
-    result: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "id": answer.get("id"),
         "object": "chat.completion",
         "model": answer.get("model"),
-        "usage": openai_usage(usage),
         "service_tier": usage.get("service_tier") if isinstance(usage, dict) else None,
     }
-    if isinstance(content := answer.get("content"), list):
-        message = {"role": "assistant", **_message(content), **ending(answer)}
-        reason = finish_reason(answer.get("stop_reason"))
-        result["choices"] = [{"index": 0, "message": message, "finish_reason": reason}]
     if answer.get("error"):
-        result["error"] = answer["error"]
+        fields["error"] = answer["error"]
     try:
-        return build(ChatCompletion, result)
+        result = build(ChatCompletion, fields)
+        result.usage = openai_usage(usage)
+        if isinstance(content := answer.get("content"), list):
+            message = build(Message, {"role": "assistant", **_message(content), **ending(answer)})
+            result.choices = [Choice(0, message, finish_reason(answer.get("stop_reason")))]
+        return result
     except RecursionError as error:
         raise msgspec.DecodeError(str(error)) from None
 
@@ -103,31 +106,24 @@ def finish_reason(reason: Any) -> str | None:
     return _FINISH_REASONS.get(reason, reason) if isinstance(reason, str) else None
 
 
-def openai_usage(usage: Any) -> dict[str, Any] | None:
+def openai_usage(usage: Any) -> Usage | None:
     """OpenAI's counts from Anthropic's, in which `input_tokens` are those that no cache had to do with.
 
     Counts without an equivalent (`server_tool_use`, `cache_creation` by lifetime, …) keep their names.
     """
     if not isinstance(usage, dict) or not usage:
         return None
-    rest = {name: value for name, value in usage.items() if value is not None}
-    rest.pop("service_tier", None)
-    given, answered, read, written = (
-        count if isinstance(count := rest.pop(name, None), int) else None
-        for name in (
-            "input_tokens",
-            "output_tokens",
-            "cache_read_input_tokens",
-            "cache_creation_input_tokens",
-        )
-    )
+    rest = {name: value for name, value in usage.items() if name not in _TRANSLATED and value is not None}
+    result = build(Usage, rest) if rest else Usage()
+    counts = [count if isinstance(count := usage.get(name), int) else None for name in _COUNTS]
+    given, answered, read, written = counts
     prompt = None if given is None else given + (read or 0) + (written or 0)
-    result: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": answered}
+    result.prompt_tokens, result.completion_tokens = prompt, answered
     if prompt is not None and answered is not None:
-        result["total_tokens"] = prompt + answered
+        result.total_tokens = prompt + answered
     if read is not None or written is not None:
-        result["prompt_tokens_details"] = {"cached_tokens": read, "cache_write_tokens": written}
-    details = rest.pop("output_tokens_details", None)
-    if isinstance(details, dict) and isinstance(details.get("thinking_tokens"), int):
-        result["completion_tokens_details"] = {"reasoning_tokens": details["thinking_tokens"]}
-    return {**rest, **result}
+        result.prompt_tokens_details = TokensDetails(read, written)
+    details = usage.get("output_tokens_details")
+    if isinstance(details, dict) and isinstance(thought := details.get("thinking_tokens"), int):
+        result.completion_tokens_details = TokensDetails(reasoning_tokens=thought)
+    return result

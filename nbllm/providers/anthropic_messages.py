@@ -68,8 +68,10 @@ def _tool_use(call: Any) -> dict[str, Any]:
 
 
 def _blocks(content: Any) -> list[Any]:
-    if content is None or isinstance(content, str):
-        content = [{"type": "text", "text": content or ""}]
+    if content is None:
+        return []
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}] if content.strip() else []
     if not isinstance(content, (list, tuple)) or not all(isinstance(part, Mapping) for part in content):
         raise UsageProblem(f"a message's content is a text or a list of parts; got {content!r:.80}")
     # The API refuses blank texts, which OpenAI's format has beside tool calls.

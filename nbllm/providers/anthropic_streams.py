@@ -7,53 +7,54 @@ from typing import Any
 
 import msgspec
 
-from ..types import ChatCompletionChunk, ChunkChoice, Delta, Function, ToolCallPiece, Usage, build
+from ..types import ChatCompletionChunk, ChunkChoice, Delta, Function, ToolCallPiece, build
 from .anthropic_answers import arguments_of, ending, finish_reason, json_fields, openai_usage, text_of
 from .translation import error_chunk
 
 # The events, as far as they are used. Fields that come with every token are typed, which is what makes
-# decoding fast; an event whose types are wrong counts as an unknown one. The others are looked into.
+# decoding fast; an event whose types are wrong counts as an unknown one. The others are looked into. No event
+# lives longer than its decoding or holds a cycle, so the garbage collector needn't watch them (`gc=False`).
 
 
-class _TextDelta(msgspec.Struct, tag="text_delta"):
+class _TextDelta(msgspec.Struct, tag="text_delta", gc=False):
     text: str
 
 
-class _ThinkingDelta(msgspec.Struct, tag="thinking_delta"):
+class _ThinkingDelta(msgspec.Struct, tag="thinking_delta", gc=False):
     thinking: str
 
 
-class _SignatureDelta(msgspec.Struct, tag="signature_delta"):
+class _SignatureDelta(msgspec.Struct, tag="signature_delta", gc=False):
     signature: str
 
 
-class _InputDelta(msgspec.Struct, tag="input_json_delta"):
+class _InputDelta(msgspec.Struct, tag="input_json_delta", gc=False):
     partial_json: str
 
 
-class _CitationsDelta(msgspec.Struct, tag="citations_delta"):
+class _CitationsDelta(msgspec.Struct, tag="citations_delta", gc=False):
     citation: Any
 
 
-class _MessageStart(msgspec.Struct, tag="message_start"):
+class _MessageStart(msgspec.Struct, tag="message_start", gc=False):
     message: dict[str, Any]
 
 
-class _BlockStart(msgspec.Struct, tag="content_block_start"):
+class _BlockStart(msgspec.Struct, tag="content_block_start", gc=False):
     index: int
     content_block: dict[str, Any]
 
 
-class _BlockDelta(msgspec.Struct, tag="content_block_delta"):
+class _BlockDelta(msgspec.Struct, tag="content_block_delta", gc=False):
     index: int
     delta: _TextDelta | _ThinkingDelta | _SignatureDelta | _InputDelta | _CitationsDelta
 
 
-class _BlockStop(msgspec.Struct, tag="content_block_stop"):
+class _BlockStop(msgspec.Struct, tag="content_block_stop", gc=False):
     index: int
 
 
-class _MessageDelta(msgspec.Struct, tag="message_delta"):
+class _MessageDelta(msgspec.Struct, tag="message_delta", gc=False):
     delta: Any = None
     usage: Any = None
 
@@ -104,8 +105,8 @@ class _Stream:
             if type(delta) is _TextDelta:  # the common one: what `_chunk` does, without the call
                 if not delta.text:
                     return None
-                choice = ChunkChoice(index=0, delta=Delta(content=delta.text))
-                return ChatCompletionChunk(id=self._id, object=_CHUNK, model=self._model, choices=[choice])
+                choice = ChunkChoice(0, Delta(None, delta.text))
+                return ChatCompletionChunk(self._id, _CHUNK, None, self._model, [choice])
             return self._piece(event.index, delta)
         except msgspec.ValidationError:
             return _unknown(data)
@@ -152,7 +153,7 @@ class _Stream:
         self._count(event.usage)
         delta = event.delta if isinstance(event.delta, dict) else {}
         chunk = self._chunk(build(Delta, ending(delta)), finish_reason(delta.get("stop_reason")))
-        chunk.usage = build(Usage, usage) if (usage := openai_usage(self._usage)) else None
+        chunk.usage = openai_usage(self._usage)
         return chunk
 
     def _count(self, usage: Any) -> None:

@@ -32,6 +32,7 @@ _FINISH_REASONS = {"STOP": "stop", "MAX_TOKENS": "length"} | dict.fromkeys(
     "content_filter",
 )
 
+_CHUNK = "chat.completion.chunk"
 _decode_event = msgspec.json.Decoder(shapes.Event).decode
 
 
@@ -57,7 +58,7 @@ def chat_response(body: bytes) -> ChatCompletion:
 
 def chunk_decoder() -> Callable[[bytes], ChatCompletionChunk | None]:
     """The decoder of a stream's events, each of which is an answer with what is new in it."""
-    return shapes.checked(_Stream().chunk)
+    return _Stream().decode
 
 
 class _Turn:
@@ -75,38 +76,37 @@ class _Stream:
     def __init__(self) -> None:
         self._turns: dict[int, _Turn] = {}
 
-    def chunk(self, data: bytes) -> ChatCompletionChunk | None:
-        event = _decode_event(data)
-        if event.error is not None:
-            return error_chunk(event.error)
-        choices = [self._choice(candidate, event.responseId) for candidate in event.candidates]
+    def decode(self, data: bytes) -> ChatCompletionChunk | None:
+        try:
+            event = _decode_event(data)
+            if event.error is not None:
+                return error_chunk(event.error)
+            choices = []
+            for candidate in event.candidates:  # a comprehension, a call of its own, would cost a tenth more
+                choices.append(self._choice(candidate, event.responseId))
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise msgspec.DecodeError(str(error)) from None
         if not choices and event.promptFeedback is not None and event.promptFeedback.blockReason:
             choices = [_blocked(event.promptFeedback)]
-        if not choices and event.usageMetadata is None:
+        usage = None if event.usageMetadata is None else _usage(event.usageMetadata)
+        if not choices and usage is None:
             return None
-        return ChatCompletionChunk(
-            event.responseId,
-            "chat.completion.chunk",
-            None,
-            event.modelVersion,
-            choices,
-            None if event.usageMetadata is None else _usage(event.usageMetadata),
-        )
+        return ChatCompletionChunk(event.responseId, _CHUNK, None, event.modelVersion, choices, usage)
 
     def _choice(self, candidate: shapes.Candidate, response_id: str | None) -> ChunkChoice:
-        turn = self._turns.get(candidate.index)
         delta = Delta()
+        turn = self._turns.get(candidate.index)
         if turn is None:
             turn = self._turns[candidate.index] = _Turn()
             delta.role = "assistant"
         if candidate.content is not None:
             for part in candidate.content.parts:
-                if part.text is None:
+                if (text := part.text) is None:
                     _add_part(delta, part, turn, f"call_{response_id or ''}_{candidate.index}_{turn.calls}")
                 elif part.thought:
-                    delta.reasoning_content = (delta.reasoning_content or "") + part.text
+                    delta.reasoning_content = (delta.reasoning_content or "") + text
                 else:
-                    delta.content = (delta.content or "") + part.text
+                    delta.content = (delta.content or "") + text
                 if part.thoughtSignature is not None and not (part.functionCall or part.inlineData):
                     delta.__dict__["extra_content"] = _signed(part)
         choice = ChunkChoice(candidate.index, delta)
@@ -179,18 +179,17 @@ def _usage(counts: shapes.Usage) -> Usage:
     # Results of the API's own tools are read by the model as more of the prompt, and paid as such.
     prompt = counts.promptTokenCount + counts.toolUsePromptTokenCount
     completion = counts.candidatesTokenCount + counts.thoughtsTokenCount
-    return Usage(
-        prompt,
-        completion,
-        prompt + completion if counts.totalTokenCount is None else counts.totalTokenCount,
-        TokensDetails(counts.cachedContentTokenCount, audio_tokens=_audio(counts.promptTokensDetails)),
-        TokensDetails(
-            None, None, counts.thoughtsTokenCount, audio_tokens=_audio(counts.candidatesTokensDetails)
-        ),
-    )
+    given = TokensDetails(counts.cachedContentTokenCount)
+    if counts.promptTokensDetails:
+        given.audio_tokens = _audio(counts.promptTokensDetails)
+    answered = TokensDetails(None, None, counts.thoughtsTokenCount)
+    if counts.candidatesTokensDetails:
+        answered.audio_tokens = _audio(counts.candidatesTokensDetails)
+    total = prompt + completion if counts.totalTokenCount is None else counts.totalTokenCount
+    return Usage(prompt, completion, total, given, answered)
 
 
-def _audio(details: list[shapes.Modality]) -> int | None:
+def _audio(details: tuple[shapes.Modality, ...]) -> int | None:
     for detail in details:
         if detail.modality == "AUDIO":
             return detail.tokenCount

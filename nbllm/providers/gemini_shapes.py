@@ -1,4 +1,7 @@
-"""The shapes of Gemini's answers, under the API's names: what is read of them. Other fields are skipped."""
+"""The shapes of Gemini's answers, under the API's names: what is read of them. Other fields are skipped.
+
+They live for a moment only and hold no cycles, so the garbage collector needn't watch them (`gc=False`).
+"""
 
 from __future__ import annotations
 
@@ -22,18 +25,18 @@ def checked(read: Callable[[bytes], T]) -> Callable[[bytes], T]:
     return checked
 
 
-class FunctionCall(msgspec.Struct):
+class FunctionCall(msgspec.Struct, gc=False):
     name: str | None = None
     args: dict[str, Any] | None = None
     id: str | None = None
 
 
-class Blob(msgspec.Struct):
+class Blob(msgspec.Struct, gc=False):
     mimeType: str = ""
     data: str = ""
 
 
-class Part(msgspec.Struct):
+class Part(msgspec.Struct, gc=False):
     text: str | None = None
     thought: bool = False
     thoughtSignature: str | None = None
@@ -43,25 +46,25 @@ class Part(msgspec.Struct):
     codeExecutionResult: dict[str, Any] | None = None
 
 
-class Content(msgspec.Struct):
-    parts: list[Part] = []
+class Content(msgspec.Struct, gc=False):
+    parts: tuple[Part, ...] = ()
 
 
-class Token(msgspec.Struct):
+class Token(msgspec.Struct, gc=False):
     token: str | None = None
     logProbability: float | None = None
 
 
-class TopTokens(msgspec.Struct):
-    candidates: list[Token] = []
+class TopTokens(msgspec.Struct, gc=False):
+    candidates: tuple[Token, ...] = ()
 
 
-class Logprobs(msgspec.Struct):
-    chosenCandidates: list[Token] = []
-    topCandidates: list[TopTokens] = []
+class Logprobs(msgspec.Struct, gc=False):
+    chosenCandidates: tuple[Token, ...] = ()
+    topCandidates: tuple[TopTokens, ...] = ()
 
 
-class Candidate(msgspec.Struct):
+class Candidate(msgspec.Struct, gc=False):
     index: int = 0
     content: Content | None = None
     finishReason: str | None = None
@@ -72,12 +75,12 @@ class Candidate(msgspec.Struct):
     urlContextMetadata: dict[str, Any] | None = None
 
 
-class Modality(msgspec.Struct):
+class Modality(msgspec.Struct, gc=False):
     modality: str = ""
     tokenCount: int = 0
 
 
-class Usage(msgspec.Struct):
+class Usage(msgspec.Struct, gc=False):
     # Counts that are 0 are left out on the wire.
     promptTokenCount: int = 0
     candidatesTokenCount: int = 0
@@ -85,17 +88,17 @@ class Usage(msgspec.Struct):
     toolUsePromptTokenCount: int = 0
     cachedContentTokenCount: int = 0
     totalTokenCount: int | None = None
-    promptTokensDetails: list[Modality] = []
-    candidatesTokensDetails: list[Modality] = []
+    promptTokensDetails: tuple[Modality, ...] = ()
+    candidatesTokensDetails: tuple[Modality, ...] = ()
 
 
-class Feedback(msgspec.Struct):
+class Feedback(msgspec.Struct, gc=False):
     blockReason: str | None = None
     blockReasonMessage: str | None = None
 
 
-class Event(msgspec.Struct):
-    candidates: list[Candidate] = []
+class Event(msgspec.Struct, gc=False):
+    candidates: tuple[Candidate, ...] = ()
     promptFeedback: Feedback | None = None
     usageMetadata: Usage | None = None
     modelVersion: str | None = None

@@ -7,12 +7,12 @@ that are met here are named where they are handled.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 from ..exceptions import UsageProblem, did_you_mean
-from ..types import ChatCompletion, ChatCompletionChunk, decoder
+from ..types import ChatCompletion, ChatCompletionChunk, decoder, series_decoder
 from .base import HttpRequest, Route
 from .encoding import encode
 
@@ -84,15 +84,10 @@ def chat_request(
     )
 
 
-# From JSON text to a whole answer, and to one event of a streamed one. They raise msgspec.DecodeError where
-# the text is not a JSON object.
+# From JSON text to a whole answer; and a decoder for each stream, whose events are chunks already. They raise
+# msgspec.DecodeError where the text is not a JSON object.
 chat_response = decoder(ChatCompletion)
-_chat_chunk = decoder(ChatCompletionChunk)
-
-
-def chunk_decoder() -> Callable[[bytes], ChatCompletionChunk | None]:
-    """The decoder of a stream's events, which are chunks already."""
-    return _chat_chunk
+chunk_decoder = series_decoder(ChatCompletionChunk)
 
 
 @lru_cache(maxsize=1024)

@@ -46,8 +46,10 @@ class EventDecoder:
                     if event and not event.isspace():  # a blank one keeps the connection alive
                         events.append(event)
                     data.clear()
+            elif line.startswith(b"data: "):
+                data.append(line[6:])
             elif line.startswith(b"data:"):
-                data.append(line[6:] if line[5:6] == b" " else line[5:])
+                data.append(line[5:])
         return events
 
     def finish(self) -> list[bytes]:
