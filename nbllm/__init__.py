@@ -8,8 +8,6 @@ nbllm.sessions(); nbllm.requests(); nbllm.connections()
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import providers
-from .client import acompletion, completion
 from .exceptions import (
     APIConnectionError,
     APIError,
@@ -30,14 +28,13 @@ from .exceptions import (
     UnsupportedParamsError,
     UsageProblem,
 )
-from .frames import connections, requests, sessions
 from .settings import configure
-from .streaming import CompletionStream
 from .tagging import current_session, kernel_id, session, set_session
-from .transport import shared_session
-from .types import ChatCompletion, ChatCompletionChunk
 
 if TYPE_CHECKING:
+    from .asking import Answer, Chat, aask, ask
+    from .client import acompletion, completion
+    from .diagnosis import adoctor, doctor
     from .endpoints import (
         aembedding,
         aimage_generation,
@@ -50,7 +47,13 @@ if TYPE_CHECKING:
         speech,
         transcription,
     )
+    from .frames import connections, requests, sessions
+    from .keys import set_key
+    from .notebook_file import read_notebook
     from .responding import aresponses, responses
+    from .streaming import CompletionStream
+    from .transport import aclose, close, shared_session
+    from .types import ChatCompletion, ChatCompletionChunk
 
 __version__ = "0.1.0"
 
@@ -58,9 +61,11 @@ __all__ = [
     "APIConnectionError",
     "APIError",
     "APIResponseValidationError",
+    "Answer",
     "AuthenticationError",
     "BadGatewayError",
     "BadRequestError",
+    "Chat",
     "ChatCompletion",
     "ChatCompletionChunk",
     "CompletionStream",
@@ -76,25 +81,33 @@ __all__ = [
     "UnprocessableEntityError",
     "UnsupportedParamsError",
     "UsageProblem",
+    "aask",
+    "aclose",
     "acompletion",
+    "adoctor",
     "aembedding",
     "aimage_generation",
     "amodels",
     "aresponses",
+    "ask",
     "aspeech",
     "atranscription",
+    "close",
     "completion",
     "configure",
     "connections",
     "current_session",
+    "doctor",
     "embedding",
     "image_generation",
     "kernel_id",
     "models",
+    "read_notebook",
     "requests",
     "responses",
     "session",
     "sessions",
+    "set_key",
     "set_session",
     "shared_session",
     "speech",
@@ -102,21 +115,26 @@ __all__ = [
 ]
 
 
-# The table of providers can't name the demo server itself: imports go downward only. It starts at first use.
-def _demo_url() -> str:
-    from .servers.demo import demo_url
-
-    return demo_url()
-
-
-providers.register(providers.Provider("demo", _demo_url, "openai"))
-
-
-# What fewer notebooks use loads when it is asked for: name -> module.
+# Importing nbllm costs little more than importing aiohttp: the rest loads when it is first asked for.
 _LATE = {
-    **dict.fromkeys(("aresponses", "responses"), "responding"),
-    **dict.fromkeys(("aembedding", "aimage_generation", "amodels", "aspeech", "atranscription"), "endpoints"),
-    **dict.fromkeys(("embedding", "image_generation", "models", "speech", "transcription"), "endpoints"),
+    name: module
+    for module, names in {
+        "asking": "Answer Chat aask ask",
+        "client": "acompletion completion",
+        "diagnosis": "adoctor doctor",
+        "endpoints": (
+            "aembedding aimage_generation amodels aspeech atranscription "
+            "embedding image_generation models speech transcription"
+        ),
+        "frames": "connections requests sessions",
+        "keys": "set_key",
+        "notebook_file": "read_notebook",
+        "responding": "aresponses responses",
+        "streaming": "CompletionStream",
+        "transport": "aclose close shared_session",
+        "types": "ChatCompletion ChatCompletionChunk",
+    }.items()
+    for name in names.split()
 }
 
 
@@ -141,6 +159,7 @@ def load_ipython_extension(shell: Any) -> None:
 
 def unload_ipython_extension(shell: Any) -> None:
     """`%unload_ext nbllm`: the HTTP session and the log live on."""
-    from . import kernel
+    from . import kernel, magics
 
+    magics.unregister(shell)
     kernel.unload(shell)

@@ -17,21 +17,36 @@ from typing import Any
 
 from .exceptions import UsageProblem, did_you_mean
 
+FORMATS = ("md", "text", "json", "code", "html")
+"""How an answer may be shown."""
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option: the field of `Ask` that it fills, its flags, and its line of help."""
+    """One option: the field of `Ask` that it fills, its flags, and its line of help.
+
+    Attributes:
+        field: Of `Ask`.
+        flags: As they are written, the short one first.
+        metavar: What its value is; "" for a switch, which has none.
+        help: What it does.
+        values: The values it takes, where these are few.
+        repeats: Whether it may be given again.
+    """
 
     field: str
     flags: tuple[str, ...]
     metavar: str
     help: str
+    values: tuple[str, ...] = ()
+    repeats: bool = False
 
 
 OPTIONS = (
-    Option("model", ("-m", "--model"), "MODEL", "as `MODEL` after %%llm; for %llm the only way"),
-    Option("session", ("-s", "--session"), "SESSION", "group the request under this session id"),
-    Option("output", ("-o", "--output"), "VAR", "store the answer, a ChatCompletion, in this variable"),
+    Option("models", ("-m", "--model"), "MODEL", "as MODEL after %%llm; for %llm the only way", repeats=True),
+    Option("session", ("-s", "--session"), "SESSION", "the conversation that this goes on with"),
+    Option("output", ("-o", "--output"), "VAR", "store the answer in this variable, and show it"),
+    Option("format", ("-f", "--format"), "FORMAT", "how to show it: md, text, json, code, html", FORMATS),
     Option("system", ("--system",), "TEXT", "the system message; {{name}} works here too"),
     Option(
         "params",
@@ -39,58 +54,88 @@ OPTIONS = (
         "KEY=VALUE",
         "any parameter of nbllm.acompletion, again for each; VALUE is JSON, else text: "
         '-p temperature=0 -p stop=["a b", "c"] -p response_format={"type": "json_object"}',
+        repeats=True,
     ),
+    Option("images", ("-i", "--image"), "IMAGE", "a path, a URL, or a variable with a picture", repeats=True),
+    Option("schema", ("--schema",), "VAR", "a class or a JSON schema that the answer must fit"),
+    Option("base_url", ("--base-url",), "URL", "another server that speaks OpenAI's format"),
+    Option("new", ("--new",), "", "start the conversation over"),
+    Option("no_history", ("--no-history",), "", "send this prompt alone; the conversation stays"),
+    Option("context", ("--context",), "N", "send along the N cells that ran before, with what they gave"),
+    Option("raw", ("--raw",), "", "send the prompt as it is: {{name}} stays"),
+    Option("no_stream", ("--no-stream",), "", "ask for the whole answer at once"),
+    Option("dry_run", ("--dry-run",), "", "print what would be sent, and send nothing"),
+    Option("debug", ("--debug",), "", "show the traceback of an error"),
+    Option("quiet", ("-q", "--quiet"), "", "show nothing; for use with -o"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a magic was asked to do; a field that was not given is None.
+    """What a magic was asked to do; a field that was not given is None, empty or False.
 
     Attributes:
         prompt: The user's message, with its `{{…}}` still in it.
-        model: Model string.
+        models: Model strings; several answer side by side.
         session: Session id.
         output: Name of the variable for the answer.
+        format: One of `FORMATS`.
         system: System message, with its `{{…}}` still in it.
         params: Further parameters of `acompletion`.
+        images: Paths, URLs or names of variables.
+        schema: Name of the variable that holds a class or a JSON schema.
+        base_url: Another server.
+        new: Start the conversation over.
+        no_history: Neither send nor keep the conversation.
+        context: How many cells to send along.
+        raw: Put no variables in.
+        no_stream: Ask for the whole answer at once.
+        dry_run: Send nothing.
+        debug: Show tracebacks.
+        quiet: Show nothing.
     """
 
     prompt: str
-    model: str | None = None
+    models: tuple[str, ...] = ()
     session: str | None = None
     output: str | None = None
+    format: str | None = None
     system: str | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
+    images: tuple[str, ...] = ()
+    schema: str | None = None
+    base_url: str | None = None
+    new: bool = False
+    no_history: bool = False
+    context: int = 0
+    raw: bool = False
+    no_stream: bool = False
+    dry_run: bool = False
+    debug: bool = False
+    quiet: bool = False
 
 
 def options_help() -> str:
     """The options, one per line, for a docstring."""
-    rows = [(f"{', '.join(option.flags)} {option.metavar}", option.help) for option in OPTIONS]
+    rows = [(f"{', '.join(option.flags)} {option.metavar}".rstrip(), option.help) for option in OPTIONS]
     width = max(len(left) for left, _ in rows)
     return "\n".join(f"  {left:<{width}}  {right}" for left, right in rows)
 
 
 def parse_cell(line: str, cell: str) -> Ask:
-    """Read `%%llm [MODEL] [options]` and the cell below it.
+    """Read `%%llm [MODEL …] [options]` and the cell below it.
 
     Raises:
         UsageProblem: The line can't be read, or the cell is blank.
     """
     words = _Words(line)
     given = _read_options(words)
-    if (word := words.next()) is not None:
-        if "model" in given:
-            raise UsageProblem(f"the model is given twice: {given['model']} and {word.text}")
-        given["model"] = word.text
+    while (word := words.next()) is not None:
+        given.setdefault("models", []).append(word.text)
         given = _read_options(words, given)
-    if (word := words.next()) is not None:
-        raise UsageProblem(
-            f"{word.text!r} is too much: %%llm takes a model and options; the prompt goes on the lines below"
-        )
     if not cell.strip():
         raise UsageProblem("there is no prompt: write it on the lines below %%llm")
-    return Ask(prompt=cell.strip("\n"), **given)
+    return _ask(cell.strip("\n"), given)
 
 
 def parse_line(line: str) -> Ask:
@@ -104,7 +149,23 @@ def parse_line(line: str) -> Ask:
     prompt = words.rest()
     if not prompt:
         raise UsageProblem("there is no prompt: %llm What is asynchronous I/O?")
-    return Ask(prompt=prompt, **given)
+    return _ask(prompt, given)
+
+
+def _ask(prompt: str, given: Mapping[str, Any]) -> Ask:
+    models = given.get("models", [])
+    twice = next((model for model in models if models.count(model) > 1), None)
+    if twice is not None:
+        raise UsageProblem(f"the model {twice} is given twice")
+    if given.get("new") and given.get("no_history"):
+        raise UsageProblem("--new starts the conversation over and --no-history leaves it alone: give one")
+    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return Ask(prompt=prompt, **{**given, **lists})
+
+
+def unquoted(value: str) -> str:
+    """`value` without the quotes around it, if there are."""
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +249,11 @@ def _read_options(words: _Words, given: dict[str, Any] | None = None) -> dict[st
             break
         flag, equals, _ = word.text.partition("=")
         option = _option(flag)
+        if not option.metavar:
+            if equals:
+                raise UsageProblem(f"{flag} is a switch and takes no value")
+            given[option.field] = True
+            continue
         if equals:
             value: _Word | None = _Word(word.text.partition("=")[2], word.raw.partition("=")[2])
         else:
@@ -208,15 +274,27 @@ def _option(flag: str) -> Option:
 
 
 def _fill(given: dict[str, Any], option: Option, flag: str, value: _Word) -> None:
+    text = value.text
     if option.field == "params":
         name, content = _param(value)
         given.setdefault("params", {})[name] = content
         return
+    if option.repeats:
+        given.setdefault(option.field, []).append(text)
+        return
     if option.field in given:
         raise UsageProblem(f"{flag} is given twice")
-    if option.field == "output" and (not value.text.isidentifier() or keyword.iskeyword(value.text)):
-        raise UsageProblem(f"{flag} takes the name of a variable; {value.text!r} is none")
-    given[option.field] = value.text
+    if option.metavar == "VAR" and (not text.isidentifier() or keyword.iskeyword(text)):
+        raise UsageProblem(f"{flag} takes the name of a variable; {text!r} is none")
+    if option.values and text not in option.values:
+        hint = did_you_mean(text, option.values) or f"; there are {', '.join(option.values)}"
+        raise UsageProblem(f"{flag} {text} is not known{hint}")
+    if option.metavar == "N":
+        if not (text.isascii() and text.isdigit()):
+            raise UsageProblem(f"{flag} takes a whole number; got {text!r}")
+        given[option.field] = int(text)
+        return
+    given[option.field] = text
 
 
 # Parameters of acompletion that the magics set themselves, with what to write instead.
@@ -224,7 +302,7 @@ _NOT_HERE = {
     "model": "the model goes after %%llm, or -m MODEL",
     "messages": "the prompt is the message; --system TEXT adds a system message",
     "session_id": "-s SESSION does that",
-    "stream": "the magics always stream; nbllm.acompletion doesn't",
+    "stream": "--no-stream does that",
     "shared_session": "nbllm.acompletion takes it",
 }
 _PYTHON = {"True": True, "False": False, "None": None}

@@ -55,6 +55,12 @@ def content_parts(content: Any) -> Any:
     return [_part(content)]
 
 
+def is_picture(value: Any) -> bool:
+    """Whether `value` is a Pillow image, a matplotlib figure or what stands on one, or an IPython image."""
+    is_image = _is_a(value, "PIL.Image", "Image") or _is_a(value, "IPython.core.display", "Image")
+    return is_image or _figure(value) is not None
+
+
 def _part(item: Any) -> Part:
     if isinstance(item, str):
         return {"type": "text", "text": item}
@@ -218,14 +224,24 @@ def _as_png(item: Any) -> bytes | None:
         except (OSError, ValueError, SystemError) as error:  # no pixels, or its file is closed or broken
             _not_drawn(item, error)
         return buffer.getvalue()
+    if (figure := _figure(item)) is None:
+        return None
+    try:
+        figure.savefig(buffer, format="png", bbox_inches="tight")  # cut as notebooks show it
+    except (ValueError, RuntimeError, SystemError) as error:  # broken mathtext, too many pixels
+        _not_drawn(figure, error)
+    return buffer.getvalue()
+
+
+def _figure(item: Any) -> Any:
+    """The matplotlib figure that `item` is or stands on; None where there is none."""
     for _ in range(3):  # axes stand on a figure, or on a part of one
         if _is_a(item, "matplotlib.figure", "Figure"):
-            try:
-                item.savefig(buffer, format="png", bbox_inches="tight")  # cut as notebooks show it
-            except (ValueError, RuntimeError, SystemError) as error:  # broken mathtext, too many pixels
-                _not_drawn(item, error)
-            return buffer.getvalue()
-        item = getattr(item, "figure", None)
+            return item
+        try:
+            item = getattr(item, "figure", None)
+        except Exception:  # a property of somebody else's
+            return None
     return None
 
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import aiohttp
 
-from . import calls, loops, tracing
+from . import calls, environment, loops, tracing
 from .embeddings import Embedding, EmbeddingResponse
 from .exceptions import APIError, UnsupportedParamsError, UsageProblem, did_you_mean
 from .media import ImagesResponse, MediaUsage, Speech, Transcription
@@ -231,7 +230,7 @@ def _is_configured(name: str) -> bool:
     """Whether the environment has what it takes to ask a provider; of a server of one's own, its address."""
     provider = PROVIDERS[name]
     if provider.key_optional:
-        return any(map(os.environ.get, (*provider.base_url_variables, *provider.key_variables)))
+        return any(map(environment.environ().get, (*provider.base_url_variables, *provider.key_variables)))
     try:
         resolve(f"{name}/x")
     except (APIError, UsageProblem):

@@ -24,7 +24,6 @@ The names are those of litellm and the openai SDK. Unlike litellm's, `APIError` 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -177,6 +176,8 @@ class Timeout(APIConnectionError):
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """`"; did you mean 'x'?"` for a name that is nearly one of those known, else an empty text."""
+    import difflib
+
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {near[0]!r}?" if near else ""
 

@@ -72,7 +72,7 @@ def requests(session: str | None = None, kernel: str | None = None) -> pd.DataFr
           as it says itself; genai-prices: by the model's name, wherever it runs); null if unknown.
     """
     columns = {name: kind for name, kind in schema.REQUESTS.items() if name != "id"}
-    return _frame(columns, [row[1:] for row in _request_rows(session, kernel)])
+    return typed_frame(columns, [row[1:] for row in _request_rows(session, kernel)])
 
 
 def connections(kernel: str | None = None) -> pd.DataFrame:
@@ -99,7 +99,7 @@ def connections(kernel: str | None = None) -> pd.DataFrame:
     for row in _request_rows(None, kernel):
         if (connection_id := row[_AT["connection_id"]]) is not None:
             served.setdefault(connection_id, []).append(row)
-    return _frame(columns, [(*row, *_served(served.get(row[0], []))) for row in rows])
+    return typed_frame(columns, [(*row, *_served(served.get(row[0], []))) for row in rows])
 
 
 def _served(rows: list[tuple[Any, ...]]) -> tuple[Any, ...]:
@@ -128,7 +128,13 @@ def sessions(kernel: str | None = None) -> pd.DataFrame:
     groups: dict[str, list[tuple[Any, ...]]] = {}
     for row in _request_rows(None, kernel):
         groups.setdefault(row[_AT["session_id"]], []).append(row)
-    return _frame(SESSIONS, [_summary(name, rows) for name, rows in groups.items()])
+    return typed_frame(SESSIONS, [_summary(name, rows) for name, rows in groups.items()])
+
+
+def rows_of_run(run_id: str) -> list[dict[str, Any]]:
+    """The requests of one run of a cell of this kernel as dicts, oldest first; pandas stays out of it."""
+    rows = _request_rows(None, None)
+    return [dict(zip(schema.REQUESTS, row, strict=True)) for row in rows if row[_AT["run_id"]] == run_id]
 
 
 _AT = {name: index for index, name in enumerate(schema.REQUESTS)}
@@ -220,7 +226,8 @@ def _quantile(ordered: list[float], share: float) -> float | None:
     return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
 
 
-def _frame(columns: dict[str, str], rows: list[tuple[Any, ...]]) -> pd.DataFrame:
+def typed_frame(columns: dict[str, str], rows: list[tuple[Any, ...]]) -> pd.DataFrame:
+    """Rows as a DataFrame with columns of the kinds that `schema` names, also where there is no row."""
     import pandas as pd
 
     series = zip(*rows, strict=True) if rows else ([] for _ in columns)

@@ -7,11 +7,12 @@ autoreload change nothing but the magics; unloading keeps the pool, so that nobo
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import uuid
 from typing import Any
 
-from . import log, loops, tagging, tracing
+from . import environment, log, loops, notices, tagging
 from .kept import kept
 
 FLUSH_SECONDS = 5.0
@@ -32,6 +33,7 @@ _state = kept(__name__, _State)
 def load(shell: Any) -> None:
     """Hook into an IPython shell: its loop becomes the home loop, its cells tag their requests."""
     _adopt_loop(shell)
+    environment.use_folder(os.getcwd())
     if _state.hooks and _state.shell is shell:
         return
     _state.shell = shell
@@ -84,15 +86,16 @@ def _before_cell(info: Any) -> None:
         cell = _cell(_state.shell, info)
         if not _is_nested(cell, info):
             tagging.enter_cell(cell)
+            environment.refresh()
     except Exception as error:
-        tracing.warn_once(f"the running cell could not be told: {error!r}")
+        notices.warn_once(f"the running cell could not be told: {error!r}")
 
 
 def _after_cell(result: Any) -> None:
     try:
         log.flush(FLUSH_SECONDS)
     except Exception as error:
-        tracing.warn_once(f"the log could not be written in time: {error!r}")
+        notices.warn_once(f"the log could not be written in time: {error!r}")
 
 
 def _is_nested(cell: tagging.Cell, info: Any) -> bool:
@@ -123,3 +126,43 @@ def _cell(shell: Any, info: Any) -> tagging.Cell:
     if number is not None:
         return tagging.Cell(f"In[{number}]", number, run_id, "execution_count")
     return tagging.Cell(None, None, run_id, None)
+
+
+CONTEXT_CHARACTERS = 2000
+"""How much of one cell's output goes along with a prompt."""
+
+
+def cells_before(shell: Any, number: int) -> str:
+    """The last cells that ran before this one, with what they printed and gave, as text for a model.
+
+    Args:
+        shell: Whose history is meant.
+        number: How many cells, at most; empty ones don't count.
+
+    Returns:
+        "" where none ran before.
+    """
+    sources = list(enumerate(shell.history_manager.input_hist_raw))[1:-1]  # the last one is this cell
+    told = [(count, source) for count, source in sources if source.strip()][-number:]
+    if not told:
+        return ""
+    parts = ["These cells of the notebook ran before:"]
+    for count, source in told:
+        parts.append(f"In [{count}]:\n{source.strip()}")
+        if output := _output(shell, count).strip():
+            cut = len(output) - CONTEXT_CHARACTERS
+            shown = f"{output[:CONTEXT_CHARACTERS]}\n({cut:,} more characters)" if cut > 0 else output
+            parts.append(f"Out [{count}]:\n{shown}")
+    return "\n\n".join(parts) + "\n\n"
+
+
+def _output(shell: Any, count: int) -> str:
+    kept = getattr(shell.history_manager, "outputs", None)  # IPython 9 keeps what was printed, too
+    if not kept or count not in kept:
+        value = shell.user_ns.get("Out", {}).get(count)
+        return "" if value is None else repr(value)
+    texts = []
+    for output in kept[count]:
+        text = output.bundle.get("stream") or output.bundle.get("text/plain") or ""
+        texts.append(text if isinstance(text, str) else "".join(text))
+    return "\n".join(texts)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -17,7 +16,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import pricing, schema, tagging, tracing
+from . import notices, pricing, schema, tagging, tracing
 from .kept import kept
 from .settings import Settings, on_change, settings
 
@@ -71,7 +70,7 @@ class Log:
         finally:
             if self.problem is not None:
                 problem, self.problem = self.problem, None
-                tracing.warn_once(problem)
+                notices.warn_once(problem)
 
     def read(self, job: Callable[[sa.Connection], T]) -> T:
         """Run a query, after all rows that were handed over before, and give its result."""
@@ -161,6 +160,8 @@ class Log:
         return self.connection
 
     def _connect(self, path: str | None) -> None:
+        import sqlite3
+
         import sqlalchemy as sa
 
         if path is not None:
@@ -266,7 +267,7 @@ def price(record: tracing.Record) -> None:
             at=record.started_at,
         )
     except Exception as error:  # the row is worth more than its price
-        tracing.warn_once(f"prices can't be looked up: {error!r}")
+        notices.warn_once(f"prices can't be looked up: {error!r}")
         return
     if cost is not None:  # the source first: another thread may be reading both
         record.cost_source, record.cost_usd = "genai-prices", cost
@@ -458,6 +459,8 @@ _CONTENT = _Shape("contents", tuple(schema.CONTENTS))
 
 def _is_of_the_database(error: Exception) -> bool:
     """Whether the database failed (locked, full, damaged), and not a value that it refuses."""
+    import sqlite3
+
     return type(getattr(error, "orig", error)) in (sqlite3.OperationalError, sqlite3.DatabaseError)
 
 

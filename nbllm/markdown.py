@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import bisect
 import re
-from dataclasses import dataclass, field
+
+from .fences import Fence, blocks
 
 # Outside of code these become active. A link is left alone if all of it is plain to see.
 _URL = r"(?:https?://|mailto:|\#)[^\s<>$\\\"'`()\[]*(?:\([^\s<>$\\\"'`()\[]*\)[^\s<>$\\\"'`()\[]*)*"
@@ -44,21 +45,23 @@ _URL_START = re.compile(r"//|www\.", re.IGNORECASE)
 
 _DISPLAY_MATH = re.compile(r"\$\$|\\\\!*\[|\\begin")
 
-# Containers that a fence can stand in, the fence, its language.
-_FENCE = re.compile(r"((?:[ \t>]|[-*+][ \t]|\d{1,9}[.)][ \t])*)(`{3,}|~{3,})(.*)")
 _BAD_INFO = re.compile(r"[<>\"'&$\\`]")
-_LANGUAGE = re.compile(r"\s*([\w+#.-]*)")
 _INLINE = re.compile(r"\\\\|\\`|\\<|`+|~{3,}")
 
 
-def safe(text: str) -> str:
-    """`text` as Markdown that shows what it shows, and does nothing; a code fence left open is closed."""
+def safe(text: str, *, beside: str = "") -> str:
+    """`text` as Markdown that shows what it shows, and does nothing; a code fence left open is closed.
+
+    Args:
+        text: Of a model.
+        beside: What else of a model stands in the same output; display math reaches from one into the other.
+    """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    blocks = _blocks(text)
-    fences = [block for block in blocks if isinstance(block, _Fence)]
+    parts = blocks(text)
+    fences = [part for part in parts if isinstance(part, Fence)]
     is_active = any(pattern.search(text) for pattern in (_ACTIVE, _DEFINITION, _HTML_LINE, _MATH_IN_URL))
-    if is_active or not all(fence.is_plain() and fence.is_shallow() for fence in fences):
-        return _rewritten(text, blocks)
+    if is_active or not all(_is_plain(fence) and _is_shallow(fence) for fence in fences):
+        return _rewritten(parts, _DISPLAY_MATH.search(text + beside) is not None)
     if fences and fences[-1].end is None:
         last = fences[-1]
         return f"{text.rstrip(chr(10))}\n{last.prefix}{last.mark}"
@@ -71,87 +74,45 @@ def escape(text: str) -> str:
     return re.sub(r"[^\w\s·→…(),/.:-]|_|(?<!\d)\.|\.(?!\d)|:(?! )", lambda match: _entity(match[0]), line)
 
 
-@dataclass
-class _Fence:
-    """A fenced block: what stands before its fence, the fence, and what stands after it on that line."""
-
-    prefix: str
-    mark: str
-    info: str
-    lines: list[str] = field(default_factory=list)
-    end: str | None = None
-
-    def is_plain(self) -> bool:
-        """Whether nothing could end it early, or be taken for its end, and its language is only a word."""
-        lines = [line for line in (*self.lines, self.end or "") if line.strip(" \t")]
-        return (
-            not self.prefix.strip(" ")
-            and not _BAD_INFO.search(self.info)
-            and "\t" not in (self.end or "")
-            and all(line.startswith(self.prefix) for line in lines)
-        )
-
-    def is_shallow(self) -> bool:
-        """Whether it is a fence also outside of a list, where four spaces make something else of it."""
-        end = self.end or ""
-        return max(len(self.prefix), len(end) - len(end.lstrip(" "))) < 4
-
-    def is_ended_by(self, line: str) -> bool:
-        match = _FENCE.fullmatch(line)
-        return (
-            match is not None
-            and not match[1].strip(" \t>" if ">" in self.prefix else " \t")
-            and len(match[1]) < len(self.prefix) + 4
-            and match[2].startswith(self.mark)
-            and not match[3].strip(" \t")
-        )
+def _is_plain(fence: Fence) -> bool:
+    """Whether nothing could end it early, or be taken for its end, and its language is only a word."""
+    lines = [line for line in (*fence.lines, fence.end or "") if line.strip(" \t")]
+    return (
+        not fence.prefix.strip(" ")
+        and not _BAD_INFO.search(fence.info)
+        and "\t" not in (fence.end or "")
+        and all(line.startswith(fence.prefix) for line in lines)
+    )
 
 
-def _blocks(text: str) -> list[str | _Fence]:
-    """The lines outside of fences, and the fences, in order."""
-    blocks: list[str | _Fence] = []
-    fence: _Fence | None = None
-    for line in text.split("\n"):
-        if fence is not None and ">" in fence.prefix and not line.lstrip().startswith(">"):
-            fence.end, fence = "", None  # the quote has ended, and the fence with it
-        if fence is None:
-            match = _FENCE.fullmatch(line)
-            if match is None or (match[2][0] == "`" and "`" in match[3]):
-                blocks.append(line)
-            else:
-                fence = _Fence(match[1], match[2], match[3])
-                blocks.append(fence)
-        elif fence.is_ended_by(line):
-            fence.end, fence = line, None
-        else:
-            fence.lines.append(line)
-    return blocks
+def _is_shallow(fence: Fence) -> bool:
+    """Whether it is a fence also outside of a list, where four spaces make something else of it."""
+    end = fence.end or ""
+    return max(len(fence.prefix), len(end) - len(end.lstrip(" "))) < 4
 
 
-def _rewritten(text: str, blocks: list[str | _Fence]) -> str:
+def _rewritten(parts: list[str | Fence], may_be_math: bool) -> str:
     out: list[str] = []
-    may_be_math = _DISPLAY_MATH.search(text) is not None
     in_math = False  # between $$ and $$
-    for block in blocks:
-        if isinstance(block, _Fence):
-            out += _written_fence(block, may_be_math)
+    for part in parts:
+        if isinstance(part, Fence):
+            out += _written_fence(part, may_be_math)
             in_math = False
         else:
-            out.append(_Line(block, in_math).rewritten())
-            in_math ^= block.count("$$") % 2 == 1
+            out.append(_Line(part, in_math).rewritten())
+            in_math ^= part.count("$$") % 2 == 1
     return "\n".join(out).rstrip("\n")
 
 
-def _written_fence(fence: _Fence, may_be_math: bool) -> list[str]:
+def _written_fence(fence: Fence, may_be_math: bool) -> list[str]:
     """The fence between blank lines, which end whatever could reach over its first or last line."""
     before, prefix, lines = [""], fence.prefix, fence.lines
-    if not fence.is_plain():  # out of its list or quote, to where no line of code can end it
+    if not _is_plain(fence):  # out of its list or quote, to where no line of code can end it
         if prefix.strip():
             before = [prefix.rstrip(), ""]
-        lines = [re.sub(rf"^[ \t>]{{0,{len(prefix)}}}", "", line) for line in lines]
+        lines = fence.dedented()
         prefix = ""
-    code, match = "\n".join(lines), _LANGUAGE.match(fence.info)
-    language = match[1] if match else ""
+    code, language = "\n".join(lines), fence.language
     if _ACTIVE.search(code):
         if may_be_math:  # nbconvert's and VS Code's math reaches over blank lines, and into fences
             code = "\n".join(line.removeprefix(prefix) for line in lines)

@@ -7,6 +7,7 @@ thread asks and not the event loop.
 from __future__ import annotations
 
 import operator
+import re
 import time
 from bisect import bisect_left
 from datetime import UTC, datetime
@@ -53,6 +54,26 @@ def price_usd(
     price: float = fixed + sum(map(operator.mul, counts, per_million)) / _MILLION
     return price
 
+
+def known_models(provider: str) -> list[str]:
+    """The chat models that the table knows of nbllm's provider, without a prefix. Loads the table."""
+    from genai_prices import data
+
+    wanted = _PROVIDERS.get(provider, provider)
+    return [
+        model.id
+        for known in data.providers
+        if known.id == wanted
+        for model in known.models
+        if not model.deprecated and not _NO_CHAT.search(model.id)
+    ]
+
+
+# What the names of models for other work hold, which the table doesn't tell; "ft:gpt-4o-" is a beginning.
+_NO_CHAT = re.compile(
+    r"embed|image|\btts\b|whisper|transcri|realtime|moderation|\blive\b|guard|\bocr\b|voice|orpheus|"
+    r"turbo-instruct|-$"
+)
 
 _MILLION = 1_000_000
 _PERIOD = 1800  # seconds: some providers have prices by the time of the day

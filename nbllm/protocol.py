@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
-from . import tracing
+from . import notices, tracing
 from .tracing import Record, perf_counter
 
 IDLE_BEFORE_RECHECK = 1.0
@@ -60,7 +60,7 @@ class TracedProtocol(ResponseHandler):
             self._describe(transport)
             self._count_writes(transport)
         except Exception as error:
-            tracing.warn_once(f"a connection could not be traced: {error!r}")
+            notices.warn_once(f"a connection could not be traced: {error!r}")
 
     def _describe(self, transport: Any) -> None:
         connection, peer, here = (
@@ -350,7 +350,7 @@ async def _connect(state: Watch, inner: Any, req: Any, traces: Any, timeout: Any
         record.http_method, record.server_address = req.method, url.host
         record.server_port, record.url_path = url.port, url.raw_path
     except Exception as error:
-        tracing.warn_once(f"a request could not be traced: {error!r}")
+        notices.warn_once(f"a request could not be traced: {error!r}")
         return await inner(req, traces, timeout)
     quiet, state.last_traffic = record.began - state.last_traffic, record.began
     req._nbllm_record = record

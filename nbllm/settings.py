@@ -1,7 +1,8 @@
-"""Values that users set, with their precedence: argument > `configure` > environment > default.
+"""Values that users set: argument > `configure` > `pyproject.toml` > environment > default.
 
-Owns the settings object and the reading of keys from the environment. Knows nothing of who uses a
-value: those who must act on a change register with `on_change`.
+Owns the settings object, its checks and where each value comes from. Knows nothing of who uses a value: those
+who must act on a change register with `on_change`. What can't be used in a file or a variable is warned of,
+once, and the next lower level holds: only `configure` raises.
 """
 
 from __future__ import annotations
@@ -9,39 +10,71 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
+from . import environment
 from .exceptions import UsageProblem, did_you_mean
 from .kept import kept
+from .notices import warn_once
+from .project import project_table
 
 DEFAULT_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=600)
+
+CHOICES = {"format": ("md", "text", "json", "code", "html"), "on_rerun": ("replace", "append", "fork")}
+"""The settings that are one of a few words."""
+
+_MODEL_BY_KEY = {
+    "OPENAI_API_KEY": "gpt-4o-mini",
+    "ANTHROPIC_API_KEY": "claude-haiku-4-5",
+    "GEMINI_API_KEY": "gemini-2.5-flash",
+    "GOOGLE_API_KEY": "gemini-2.5-flash",
+}
+_TEXTS = {"model", "system", "log", *CHOICES}
+_SWITCHES = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
+# What goes by a key's name, or begins like one: neither is shown.
+_KEY_NAME = re.compile(r"(key|secret|password|credential)s?$|token$", re.IGNORECASE)
+_KEY_VALUE = re.compile(r"\b(sk-|gsk_|xai-)[A-Za-z0-9_\-]{16}|\bAIza[A-Za-z0-9_\-]{20}")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What `nbllm.configure` changes.
 
+    Each may stand under its name in `[tool.nbllm]` of the project's `pyproject.toml` too, and as `NBLLM_` and
+    its name in capitals in the environment or in the `.env` file next to the notebook; a number of
+    `max_concurrency`, `rpm` or `tpm` then, and not `aliases`.
+
     Attributes:
-        model: Model of `%%llm` when the cell names none. Env `NBLLM_MODEL`; without it "gpt-4o-mini"
-            where OPENAI_API_KEY is set, else "demo/small".
+        model: Model of `%%llm` when the cell names none; None leaves it to the level below, and at last to
+            the keys that are set: gpt-4o-mini, claude-haiku-4-5 or gemini-2.5-flash, else demo/small.
         limit: Connections at once, over all hosts; 0 for no limit.
         limit_per_host: Connections at once to one host; 0 for no limit.
         keepalive_timeout: Seconds an idle connection is kept for reuse.
         timeout: An `aiohttp.ClientTimeout`, or a number of seconds for a whole request. Default: no
             total, 15 s to connect, 600 s of silence while reading.
-        num_retries: How many more attempts a failure that may pass is worth, where a call doesn't say. Env
-            `NBLLM_NUM_RETRIES`.
+        num_retries: How many more attempts a failure that may pass is worth, where a call doesn't say.
         log: Path of the SQLite log, None to keep the rows in memory, "" for the default place: `log.db`
-            in the user's state folder. Env `NBLLM_LOG_PATH`, where "none" means None.
-        content: Keep messages and answers beside the rows. Env `NBLLM_CONTENT` (0 switches it off).
+            in the user's state folder. The variable is `NBLLM_LOG_PATH`; there and in `pyproject.toml`
+            "none" means None, and a path in `pyproject.toml` begins at that file.
+        content: Keep messages and answers beside the rows. `NBLLM_CONTENT=0` switches it off.
         max_concurrency: Requests at once to one provider; None for no limit. A number holds for each provider
             by itself, a dict such as {"openai": 50} for those that it names.
         rpm: Requests that may start in a minute, likewise.
         tpm: Tokens, read and written, in a minute, likewise.
+        system: System message of `%%llm` and `nbllm.ask` where none is given; None for none.
+        format: What `%%llm` makes of an answer: "md", "text", "json", "code" or "html".
+        on_rerun: What a cell that runs again does to its turn of the conversation: "replace" it, "append"
+            another one, or "fork": replace it, and leave out the turns that came after it.
+        max_rows: Rows of a DataFrame that are put into a prompt; those beyond are left out, with a notice.
+        aliases: Short names for models, such as {"fast": "gpt-4o-mini"}; one may lead to another one.
     """
 
     model: str | None = None
@@ -55,6 +88,14 @@ class Settings:
     max_concurrency: int | Mapping[str, int] | None = None
     rpm: float | Mapping[str, float] | None = None
     tpm: float | Mapping[str, float] | None = None
+    system: str | None = None
+    format: str = "md"
+    on_rerun: str = "replace"
+    max_rows: int = 100
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+_FIELDS = [field.name for field in dataclasses.fields(Settings)]
 
 
 class _State:
@@ -63,6 +104,8 @@ class _State:
     def __init__(self) -> None:
         self.configured: dict[str, Any] = {}
         self.listeners: dict[str, Callable[[Settings], None]] = {}
+        self.folder: str | None = None  # where the search for pyproject.toml begins
+        self.sources: dict[str, tuple[Any, str]] = {}
         self.current: Settings | None = None
 
 
@@ -70,18 +113,53 @@ _state = kept(__name__, _State)
 
 
 def settings() -> Settings:
-    """The settings now in force. The environment is read at first use and at each `configure`."""
+    """The settings now in force.
+
+    Files and environment are read at first use, at each `configure`, and when `environment.refresh` has found
+    a change.
+    """
     current = _state.current
     if current is None:
-        current = _state.current = Settings(**{**_from_environment(os.environ), **_state.configured})
+        _state.sources = found = _found()
+        current = _state.current = Settings(**{name: value for name, (value, _) in found.items()})
     return current
 
 
+def sources() -> dict[str, tuple[Any, str]]:
+    """For each setting its value and where it comes from.
+
+    That is "configure", the path of a `pyproject.toml`, the name of a variable such as "NBLLM_MODEL"
+    (".env: NBLLM_MODEL" where it stands in the file), or "default".
+    """
+    settings()
+    return dict(_state.sources)
+
+
 def default_model() -> str:
-    """The model for `%%llm` where the cell names none."""
-    env = os.environ
-    fallback = "gpt-4o-mini" if env.get("OPENAI_API_KEY") else "demo/small"
-    return settings().model or env.get("NBLLM_MODEL") or fallback
+    """The model for `%%llm` where the cell names none: the one that is set, else one that there is a key for.
+
+    With several keys OpenAI's counts, then Anthropic's, then Google's; without any it is "demo/small". The
+    one that is set may be an alias: see `model_of`.
+    """
+    if model := settings().model:
+        return model
+    env = environment.environ()
+    return next((model for variable, model in _MODEL_BY_KEY.items() if env.get(variable)), "demo/small")
+
+
+def model_of(name: str) -> str:
+    """The model that goes by an alias; any other name is returned as it is.
+
+    Raises:
+        UsageProblem: The aliases lead in a circle.
+    """
+    return _followed(name, settings().aliases)
+
+
+def help_of(name: str) -> str:
+    """What a setting means, in one line: its part of the docstring of `Settings`."""
+    found = re.search(rf"^( +){name}: (.+(?:\n\1 +.+)*)", Settings.__doc__ or "", re.MULTILINE)
+    return " ".join(found[2].split()) if found else ""
 
 
 def configure(**values: Any) -> Settings:
@@ -89,7 +167,7 @@ def configure(**values: Any) -> Settings:
 
     Args:
         **values: Any field of `Settings`: model, limit, limit_per_host, keepalive_timeout, timeout,
-            num_retries, log, content, max_concurrency, rpm, tpm.
+            num_retries, log, content, max_concurrency, rpm, tpm, system, format, on_rerun, max_rows, aliases.
 
     Returns:
         All settings as they are now. `configure()` changes nothing and shows them.
@@ -98,10 +176,9 @@ def configure(**values: Any) -> Settings:
         UsageProblem: An unknown name or a value that cannot be used; nothing is changed then.
     """
     checked = {name: _checked(name, value) for name, value in values.items()}
+    environment.refresh()
     _state.configured.update(checked)
-    _state.current = None
-    for listener in list(_state.listeners.values()) if checked else []:
-        listener(settings())
+    _read_again(tell=bool(checked))
     return settings()
 
 
@@ -111,26 +188,101 @@ def on_change(name: str, listener: Callable[[Settings], None]) -> None:
 
 
 def reset() -> None:
-    """Forget all that `configure` set, and read the environment anew (for tests)."""
+    """Forget all that `configure` set, and read files and environment anew (for tests)."""
     _state.configured.clear()
-    _state.current = None
+    _state.folder = _state.current = None
 
 
-def _from_environment(env: Mapping[str, str]) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "content": env.get("NBLLM_CONTENT", "1").strip().lower() not in {"0", "false", "no", "off"},
-    }
-    if (retries := env.get("NBLLM_NUM_RETRIES", "")).isdigit():
-        found["num_retries"] = int(retries)
-    if path := env.get("NBLLM_LOG_PATH"):
-        found["log"] = None if path.lower() == "none" else path
+def _read_again(tell: bool = False) -> None:
+    """Have the settings found anew; the listeners hear of a change, or in any case with `tell`."""
+    before, _state.current = _state.current, None
+    if tell or (before is not None and settings() != before):
+        for listener in list(_state.listeners.values()):
+            listener(settings())
+
+
+environment.on_change(__name__, _read_again)
+
+
+def _found() -> dict[str, tuple[Any, str]]:
+    """The value of each setting and its source."""
+    default = Settings()
+    found = {name: (getattr(default, name), "default") for name in _FIELDS}
+    found |= _from_environment(environment.environ())
+    found |= _from_project()
+    configured = {name: (value, "configure") for name, value in _state.configured.items()}
+    if _state.configured.get("model") is None:
+        configured.pop("model", None)
+    return found | configured
+
+
+def _from_environment(env: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    found: dict[str, tuple[Any, str]] = {}
+    for name in _FIELDS:
+        variable = "NBLLM_LOG_PATH" if name == "log" else f"NBLLM_{name.upper()}"
+        text = env.get(variable, "").strip()
+        if text and name != "aliases":
+            source = variable if variable in os.environ else f".env: {variable}"
+            found |= _usable(name, _from_text(name, text), source, where=source)
     return found
 
 
+def _from_project() -> dict[str, tuple[Any, str]]:
+    if _state.folder is None:
+        try:
+            _state.folder = os.getcwd()
+        except OSError:  # it was removed
+            return {}
+    path, table = project_table(_state.folder) or ("", {})
+    found: dict[str, tuple[Any, str]] = {}
+    for name, value in table.items():
+        if name == "log" and isinstance(value, str):
+            value = _log_of_project(value, os.path.dirname(path))
+        found |= _usable(name, value, path, where=f"{path}, [tool.nbllm]")
+    return found
+
+
+def _log_of_project(value: str, folder: str) -> str | None:
+    if value.lower() == "none":
+        return None
+    is_path = value and "://" not in value
+    return os.path.join(folder, os.path.expanduser(value)) if is_path else value
+
+
+def _usable(name: str, value: Any, source: str, where: str) -> dict[str, tuple[Any, str]]:
+    """The setting with its source, or nothing but a warning where it can't be used."""
+    if (name not in _FIELDS and _KEY_NAME.search(name)) or _KEY_VALUE.search(repr(value)):
+        warn_once(
+            f"{where}: {name} is, or looks like, a key, and does not count: a key goes into the provider's "
+            "variable, such as OPENAI_API_KEY, of the environment or of a .env file that is not shared"
+        )
+        return {}
+    try:
+        return {name: (_checked(name, value), source)}
+    except UsageProblem as problem:
+        warn_once(f"{where}: {problem}. It does not count")
+        return {}
+
+
+def _from_text(name: str, text: str) -> Any:
+    """A variable's value as `_checked` takes it; what can't be understood stays a text, for it to refuse."""
+    if name == "log" and text.lower() == "none":
+        return None
+    if name == "content":
+        return _SWITCHES.get(text.lower(), text)
+    if name in _TEXTS:
+        return text
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            pass
+    return text
+
+
 def _checked(name: str, value: Any) -> Any:
-    fields = [field.name for field in dataclasses.fields(Settings)]
-    if name not in fields:
-        hint = did_you_mean(name, fields) or f"; there are: {', '.join(fields)}"
+    if name not in _FIELDS:
+        hint = did_you_mean(name, _FIELDS) or f"; there are: {', '.join(_FIELDS)}"
         raise UsageProblem(f"no setting is called {name!r}{hint}")
     if name == "timeout":
         return client_timeout(value)
@@ -143,6 +295,17 @@ def _checked(name: str, value: Any) -> Any:
     elif name == "num_retries":
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise UsageProblem(f"num_retries must be a whole number, 0 for none; got {value!r}")
+    elif name == "max_rows":
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UsageProblem(f"max_rows must be a whole number of rows, 1 or more; got {value!r}")
+    elif name in CHOICES:
+        if value not in CHOICES[name]:
+            raise UsageProblem(
+                f"{name} must be one of {', '.join(CHOICES[name])}; got {value!r}"
+                f"{did_you_mean(str(value), CHOICES[name])}"
+            )
+    elif name == "aliases":
+        return _checked_aliases(value)
     elif name == "log":
         return _checked_log(value)
     elif name in ("max_concurrency", "rpm", "tpm"):
@@ -151,7 +314,8 @@ def _checked(name: str, value: Any) -> Any:
         if not isinstance(value, bool):
             raise UsageProblem(f"content must be True or False; got {value!r}")
     elif value is not None and (not isinstance(value, str) or not value.strip()):
-        raise UsageProblem(f"{name} must be a text such as 'gpt-4o-mini'; got {value!r}")
+        example = "Answer in one sentence." if name == "system" else "gpt-4o-mini"
+        raise UsageProblem(f"{name} must be a text such as {example!r}; got {value!r}")
     return value
 
 
@@ -161,6 +325,26 @@ def _checked_log(value: Any) -> str | None:
     if not isinstance(value, (str, os.PathLike)) or "://" in (path := os.fspath(value)):
         raise UsageProblem(f"log must be the path of an SQLite file, or None for memory; got {value!r}")
     return os.path.abspath(os.path.expanduser(path))  # a later %cd must not move it
+
+
+def _checked_aliases(value: Any) -> dict[str, str]:
+    pairs = value.items() if isinstance(value, Mapping) else [(value, None)]
+    if not all(isinstance(text, str) and text.strip() for pair in pairs for text in pair):
+        raise UsageProblem(
+            f"aliases must be a dict of names and models such as {{'fast': 'gpt-4o-mini'}}; got {value!r}"
+        )
+    for name in value:
+        _followed(name, value)
+    return dict(value)  # a copy: the caller may change its dict
+
+
+def _followed(name: str, aliases: Mapping[str, str]) -> str:
+    way = [name]
+    while (following := aliases.get(way[-1])) is not None:
+        if following in way:
+            raise UsageProblem(f"aliases lead in a circle: {' → '.join([*way, following])}")
+        way.append(following)
+    return way[-1]
 
 
 def _checked_limit(name: str, value: Any, whole: bool) -> Any:

@@ -53,10 +53,11 @@ def response_format(wanted: Any) -> tuple[Schema | None, Callable[[str], Any] | 
     Returns:
         The wire form, and a parser from text to a value; None where there is nothing to parse (None, a dict
         of type "text"). For a dict of type "json_object" or "json_schema" the parser gives plain Python
-        values. For a type the wire form is a "json_schema" and the parser gives an instance. It is strict
-        wherever OpenAI can enforce the type: not with tuples of fixed length, `Any`, or dicts with free keys.
-        Strict, the model fills in every field, those with a default too. A type that is no JSON object, such
-        as `list[Person]`, is asked for as {"value": …}; the parser takes the value out.
+        values, the latter only if they fit the schema. For a type the wire form is a "json_schema" and the
+        parser gives an instance. It is strict wherever OpenAI can enforce the type: not with tuples of fixed
+        length, `Any`, or dicts with free keys. Strict, the model fills in every field, those with a default
+        too. A type that is no JSON object, such as `list[Person]`, is asked for as {"value": …}; the parser
+        takes the value out.
 
     Raises:
         UsageProblem: There is no JSON schema for `wanted`. The parser itself raises
@@ -65,8 +66,11 @@ def response_format(wanted: Any) -> tuple[Schema | None, Callable[[str], Any] | 
     if wanted is None:
         return None, None
     if isinstance(wanted, dict):
-        is_json = wanted.get("type") in ("json_object", "json_schema")
-        return wanted, partial(_parsed, msgspec.json.decode, "JSON") if is_json else None
+        if wanted.get("type") == "json_schema":
+            described = wanted.get("json_schema")
+            schema = described.get("schema") if isinstance(described, dict) else None
+            return wanted, partial(_parsed, partial(_valid, schema), "the JSON schema")
+        return wanted, json_value if wanted.get("type") == "json_object" else None
     schema, decode = _described(wanted)
     try:
         schema, strict = {**_strict(schema), "$defs": _strict_all(schema.get("$defs", {}))}, True
@@ -197,9 +201,46 @@ def _type_of(values: list[Any]) -> str | list[str]:
     return types[0] if len(types) == 1 else types
 
 
+def as_response_format(schema: Any) -> Any:
+    """What to give as `response_format` for a type, a dict in the wire form, or a bare JSON schema."""
+    if not isinstance(schema, dict) or schema.get("type") in ("json_schema", "json_object", "text"):
+        return schema
+    name = re.sub(r"[^a-zA-Z0-9_-]+", "_", str(schema.get("title", ""))).strip("_")[:64] or "answer"
+    return {"type": "json_schema", "json_schema": {"name": name, "schema": schema}}
+
+
+def json_value(text: str) -> Any:
+    """The value of an answer that is JSON, in a Markdown fence or not.
+
+    Raises:
+        APIResponseValidationError: It is not JSON.
+    """
+    return _parsed(msgspec.json.decode, "JSON", text)
+
+
+def _valid(schema: Any, text: str) -> Any:
+    """The value of a JSON text that fits the schema; ValueError where it doesn't."""
+    value = msgspec.json.decode(text)
+    if isinstance(schema, dict):
+        from jsonschema import SchemaError
+        from jsonschema.exceptions import best_match
+        from jsonschema.validators import validator_for
+
+        validator = validator_for(schema)
+        try:
+            validator.check_schema(schema)
+        except SchemaError as error:
+            raise UsageProblem(f"the schema is no JSON schema: {error.message}") from None
+        if (problem := best_match(validator(schema).iter_errors(value))) is not None:
+            raise ValueError(f"{problem.message} - at `{problem.json_path}`")
+    return value
+
+
 def _parsed(decode: Callable[[str], Any], title: str, text: str) -> Any:
     try:
         return decode(_unfenced(text))
+    except UsageProblem:
+        raise
     except (ValueError, RecursionError) as error:
         raise APIResponseValidationError(
             f"the answer does not fit {title}: {_reason(error)}. It begins with {text[:80]!r}. Where it was "

@@ -14,13 +14,16 @@ from __future__ import annotations
 import itertools
 import re
 import time
-import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
 from . import tagging
 from .kept import kept
-from .types import Usage
+from .notices import warn_once
+
+if TYPE_CHECKING:
+    from .types import Usage
 
 perf_counter = time.perf_counter
 
@@ -215,7 +218,6 @@ class _State:
         self.running: set[Record] = set()
         self.connections: dict[str, Connection] = {}
         self.secrets: tuple[str, ...] = ()
-        self.warned: set[str] = set()
         self.call_numbers = itertools.count(1)
         self.request_numbers = itertools.count(1)
         self.connection_numbers = itertools.count(1)
@@ -363,17 +365,6 @@ def _tell_connection(connection: Connection, is_open: bool) -> None:
             subscriber(connection, is_open)
         except Exception as error:
             warn_once(f"a connection's record could not be kept: {error!r}")
-
-
-def warn_once(message: str) -> None:
-    """Warn of a failure in tracing, storage or display: once per text, and never by raising."""
-    if message in _state.warned:
-        return
-    _state.warned.add(message)
-    try:
-        warnings.warn(f"nbllm: {message}", RuntimeWarning, stacklevel=2)
-    except RuntimeWarning:  # warnings are errors here; the user's call goes on all the same
-        pass
 
 
 _KEY_PATTERN = re.compile(

@@ -211,6 +211,27 @@ def shared_session() -> aiohttp.ClientSession:
     return _pool().usable_session()
 
 
+async def aclose() -> int:
+    """Close the connections of this kernel; the next request opens new ones.
+
+    Answers that are still being read are broken off. The HTTP session stays the same object.
+
+    Returns:
+        How many were open.
+    """
+    count = len(tracing.connections())
+    pool = _state.pools.get(id(asyncio.get_running_loop()))
+    if pool is not None:
+        _close_streams(pool.loop)
+        await pool.connector.close()
+    return count
+
+
+def close() -> int:
+    """`aclose` for synchronous code."""
+    return loops.run_sync(aclose())
+
+
 def session_for(given: aiohttp.ClientSession | None) -> aiohttp.ClientSession:
     """The session a call sends through: the caller's own, traced from now on, or the shared one.
 

@@ -13,12 +13,13 @@ import trustme
 # Whatever is written outside a test (a pool that closes with its loop) must not reach the user's own log.
 os.environ["NBLLM_LOG_PATH"] = "none"
 
-from nbllm import limits, log, loops, settings, tagging, tracing
+from nbllm import conversation, environment, limits, log, loops, notices, settings, tagging, tracing
 from nbllm.servers.demo import DemoServer
 from tests.servers import RawServer
 
 _FOREIGN = (
-    "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_API_BASE", "NBLLM_MODEL", "NBLLM_CONTENT", "NBLLM_DEMO_URL",
+    "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_API_BASE", "ANTHROPIC_API_KEY", "GEMINI_API_KEY",
+    "GOOGLE_API_KEY", "NBLLM_MODEL", "NBLLM_CONTENT", "NBLLM_DEMO_URL",
     "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
     "http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY",
     "NO_PROXY",
@@ -43,10 +44,12 @@ def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 
 def _reset() -> None:
+    environment.reset()
+    notices.reset()
     settings.reset()
     limits._state.budgets.clear()
-    tracing._state.warned.clear()
     tracing._state.secrets = type(tracing._state.secrets)()
+    conversation._state.conversations.clear()
     tagging.set_session(None)
     tagging._state.last_cell = tagging.NO_CELL
 

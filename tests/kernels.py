@@ -43,7 +43,9 @@ def environment(folder: Path, server: DemoServer | None = None) -> dict[str, str
     env = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("NBLLM_", "OPENAI_", "JUPYTER", "IPYTHON", "PYTEST"))
+        if not name.startswith(
+            ("NBLLM_", "OPENAI_", "ANTHROPIC_", "GEMINI_", "GOOGLE_", "JUPYTER", "IPYTHON", "PYTEST")
+        )
         and not name.lower().endswith("_proxy")
     }
     env |= {"NBLLM_LOG_PATH": str(folder / "log.db"), "IPYTHONDIR": str(folder / "ipython"), "NO_COLOR": "1"}
@@ -71,6 +73,10 @@ class Outcome:
     Attributes:
         status: "ok", "error", or "aborted" where a cell before it in the queue failed.
         error: Name of the exception that ended the cell, or None.
+        outputs: The messages that make its outputs, as they came.
+        payload: What the reply asks of the front end, such as another cell.
+        typed: What it gets where it asks for input; None where it can't ask.
+        asked: Its requests for input, each with `prompt` and `password`.
         replied: `time.monotonic()` when the reply was here.
     """
 
@@ -84,6 +90,10 @@ class Outcome:
     stderr: str = ""
     displays: list[dict[str, Any]] = field(default_factory=list)
     expressions: dict[str, Any] = field(default_factory=dict)
+    outputs: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    payload: list[dict[str, Any]] = field(default_factory=list)
+    typed: str | None = None
+    asked: list[dict[str, Any]] = field(default_factory=list)
     replied: float = 0.0
     idle: bool = False
 
@@ -91,6 +101,16 @@ class Outcome:
         """Itself, if the cell succeeded and wrote nothing to stderr."""
         assert (self.status, self.stderr) == ("ok", ""), f"{self.status} {self.traceback}\n{self.stderr}"
         return self
+
+    def shown(self) -> tuple[str, str]:
+        """Text and footer of the last state of an answer's display."""
+        text, _, footer = self.displays[-1]["text/plain"].rpartition("\n\n")
+        return text, footer
+
+    def traced(self) -> list[dict[str, Any]]:
+        """The requests that the metadata of the last output name."""
+        found: list[dict[str, Any]] = self.outputs[-1]["content"]["metadata"]["nbllm"]["requests"]
+        return found
 
 
 class Kernel:
@@ -132,9 +152,18 @@ class Kernel:
     # -- cells -----------------------------------------------------------------------------------
 
     def send(
-        self, code: str, *, cell_id: str | None = None, subshell: str | None = None, **content: Any
+        self,
+        code: str,
+        *,
+        cell_id: str | None = None,
+        subshell: str | None = None,
+        typed: str | None = None,
+        **content: Any,
     ) -> str:
-        """Queue a cell, as JupyterLab does with the cell's id; returns the id of the message."""
+        """Queue a cell, as JupyterLab does with the cell's id; returns the id of the message.
+
+        `typed` is what a person types where the cell asks for input.
+        """
         session = self._client.session
         metadata = {} if cell_id is None else {"cellId": cell_id}
         body = {
@@ -142,7 +171,7 @@ class Kernel:
             "silent": False,
             "store_history": True,
             "user_expressions": {},
-            "allow_stdin": False,
+            "allow_stdin": typed is not None,
             "stop_on_error": True,
         }
         message = session.msg("execute_request", body | content, metadata=metadata)
@@ -150,7 +179,7 @@ class Kernel:
             message["header"]["subshell_id"] = subshell
         self._client.shell_channel.send(message)
         msg_id: str = message["header"]["msg_id"]
-        self._outcomes[msg_id] = Outcome(msg_id)
+        self._outcomes[msg_id] = Outcome(msg_id, typed=typed)
         return msg_id
 
     def send_message(self, kind: str, content: dict[str, Any]) -> None:
@@ -178,6 +207,15 @@ class Kernel:
             self._take_messages()
             assert time.monotonic() < deadline, f"{text!r} was not printed: {self._outcomes[msg_id]}"
 
+    def wait_for_display(self, msg_id: str, *texts: str, timeout: float = TIMEOUT) -> None:
+        """Wait until a running cell shows all of `texts` at once."""
+        outcome = self._outcomes[msg_id]
+        deadline = time.monotonic() + timeout
+        while not any(all(text in shown["text/plain"] for text in texts) for shown in outcome.displays):
+            assert not outcome.replied, outcome
+            assert time.monotonic() < deadline, f"{texts!r} was not shown: {outcome}"
+            self._take_messages()
+
     def value(self, expression: str) -> Any:
         """Value of an expression in the kernel, asked silently: no cell, no hooks. It must fit into JSON."""
         asked = {"value": f"__import__('json').dumps({expression})"}
@@ -188,7 +226,8 @@ class Kernel:
 
     def _take_messages(self) -> None:
         """Take in what is there, or wait a moment for something."""
-        channels = self._client.iopub_channel, self._client.shell_channel
+        client = self._client
+        channels = client.iopub_channel, client.shell_channel, client.stdin_channel
         ready, _, _ = zmq.select([channel.socket for channel in channels], [], [], timeout=0.1)
         for channel in channels:
             if channel.socket in ready:
@@ -199,17 +238,23 @@ class Kernel:
         if outcome is None:
             return
         kind, content = message["msg_type"], message["content"]
+        if kind in ("display_data", "update_display_data", "execute_result", "stream", "error"):
+            outcome.outputs.append(message)
         if kind == "stream":
             setattr(outcome, content["name"], getattr(outcome, content["name"]) + content["text"])
         elif kind in ("display_data", "update_display_data", "execute_result"):
             outcome.displays.append(content["data"])
         elif kind == "status" and content["execution_state"] == "idle":
             outcome.idle = True
+        elif kind == "input_request":
+            outcome.asked.append(content)
+            self._client.input(outcome.typed)
         elif kind == "execute_reply":
             outcome.replied = time.monotonic()
             outcome.status = content["status"]
             outcome.execution_count = content.get("execution_count")
             outcome.expressions = content.get("user_expressions") or {}
+            outcome.payload = content.get("payload") or []
             if content["status"] == "error":
                 outcome.error, outcome.message = content["ename"], content["evalue"]
                 outcome.traceback = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(content["traceback"]))

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 import nbllm
-from nbllm import tracing
+from nbllm import notices, tracing
 
 
 async def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
@@ -49,7 +49,7 @@ def only_row() -> Any:
     """The one and only request, which must have ended."""
     (row,) = request_rows()
     assert tracing.running() == []
-    assert not tracing._state.warned  # as for a row that came twice
+    assert not notices._state.warned  # as for a row that came twice
     return row
 
 

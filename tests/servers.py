@@ -369,6 +369,19 @@ async def chat(x: Exchange) -> None:
         await x.send(OK)
 
 
+async def echo(x: Exchange) -> None:
+    """The texts of the last message as the answer, some characters at a time."""
+    asked = x.request.json
+    content = asked["messages"][-1]["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    text = "".join(part["text"] for part in parts if part["type"] == "text")
+    if asked.get("stream"):
+        pieces = [text[start : start + 7] for start in range(0, len(text), 7)]
+        await _stream(x, [event(c | {"model": asked["model"]}) for c in chunks(pieces)] + [event(b"[DONE]")])
+    else:
+        await x.send(whole("200 OK", json.dumps(completion(text, model=asked["model"])).encode()))
+
+
 async def close(x: Exchange) -> None:
     raise Close
 
@@ -538,7 +551,7 @@ async def status(x: Exchange, number: str) -> None:
 BEHAVIOURS: dict[str, Any] = {
     function.__name__: function
     for function in (
-        chat, close, reset, hang, gated, gatedbody, stall, halfhead, halfbody, resetbody, halfevent,
+        chat, echo, close, reset, hang, gated, gatedbody, stall, halfhead, halfbody, resetbody, halfevent,
         halfstream, nodone, streamerror, wholeerror, html, nothing, endless, redirect, redirectaway, bye,
         untilclose, zipped, big, early, fin, once, status,
     )

@@ -24,7 +24,21 @@ def test_a_bare_cell_is_only_a_prompt() -> None:
     ],
 )
 def test_model_and_options_come_in_any_order(line: str) -> None:
-    assert parse_cell(line, "Hi") == Ask(prompt="Hi", model="gpt-4o", session="review", output="answer")
+    assert parse_cell(line, "Hi") == Ask(prompt="Hi", models=("gpt-4o",), session="review", output="answer")
+
+
+def test_several_models_pictures_and_switches() -> None:
+    line = "gpt-4o -i a.png claude-haiku-4-5 --raw -i fig --no-history --context 3 -m demo/fast -q --dry-run"
+    assert parse_cell(line, "Hi") == Ask(
+        prompt="Hi",
+        models=("gpt-4o", "claude-haiku-4-5", "demo/fast"),
+        images=("a.png", "fig"),
+        raw=True,
+        no_history=True,
+        context=3,
+        quiet=True,
+        dry_run=True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,7 +94,7 @@ def test_the_whole_line_is_the_prompt() -> None:
 @pytest.mark.parametrize(
     ("line", "asked"),
     [
-        ("-m demo/fast -o x What -s this?", Ask(prompt="What -s this?", model="demo/fast", output="x")),
+        ("-m demo/fast -o x What -s this?", Ask(prompt="What -s this?", models=("demo/fast",), output="x")),
         ("-- -5 + 3", Ask(prompt="-5 + 3")),
         ("-s a -- -o", Ask(prompt="-o", session="a")),
         ("- a list", Ask(prompt="- a list")),
@@ -100,13 +114,19 @@ def test_options_come_before_the_prompt_of_a_line(line: str, asked: Ask) -> None
         ("-s", "-s needs a value: -s SESSION"),
         ("-s -o x", "-s needs a value"),
         ("-s a -s b", "-s is given twice"),
-        ("a b", "'b' is too much"),
-        ("-m a b", "the model is given twice: a and b"),
+        ("a b a", "the model a is given twice"),
+        ("--new --no-history", "give one"),
+        ("--raw=yes", "--raw is a switch and takes no value"),
+        ("-f pdf", "-f pdf is not known; there are md, text, json, code, html"),
+        ("-f jsn", "did you mean 'json'?"),
+        ("--context two", "--context takes a whole number; got 'two'"),
+        ("--context -1", "--context needs a value"),
+        ("--schema a.b", "takes the name of a variable; 'a.b' is none"),
         ("-o 1a", "takes the name of a variable; '1a' is none"),
         ("-o class", "'class' is none"),
         ("-p temperature", "-p takes KEY=VALUE"),
         ("-p max-tokens=1", "-p takes KEY=VALUE"),
-        ("-p stream=false", "-p stream=… can't be set here"),
+        ("-p stream=false", "--no-stream does that"),
         ("-p session_id=x", "-s SESSION does that"),
         ("-p messages=[]", "the prompt is the message"),
         ('--system "open', 'a quote (") is opened and not closed'),

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-from nbllm.attachments import content_parts
+from nbllm.attachments import content_parts, is_picture
 from nbllm.exceptions import UsageProblem
 
 mpl.use("agg")
@@ -346,10 +346,26 @@ def test_an_object_that_answers_every_attribute_is_no_figure() -> None:
         content_parts(Anything())
 
 
+def test_pictures_are_told_from_other_values() -> None:
+    class Report:
+        @property
+        def figure(self) -> Any:
+            raise RuntimeError("not drawn yet")
+
+    figure = Figure(figsize=(2, 1), dpi=50)
+    axes = figure.subplots()
+    shown_image = IPython.display.Image(data=picture("PNG"))
+    for value in (figure, axes, axes.plot([1, 2])[0], Image.new("RGB", (5, 2)), shown_image):
+        assert is_picture(value)
+        assert content_parts([value])[0]["type"] == "image_url"
+    for value in ("a.png", Path("a.png"), picture("PNG"), None, Figure, Image, Report(), [figure]):
+        assert not is_picture(value)
+
+
 def test_no_imaging_library_is_imported() -> None:
     program = """
 import sys
-from nbllm.attachments import content_parts
+from nbllm.attachments import content_parts, is_picture
 content_parts([b"%PDF-1.7", "text"])
 try:
     content_parts(object())

@@ -17,7 +17,7 @@ import openai
 import pytest
 
 import nbllm
-from nbllm import tracing
+from nbllm import notices, tracing
 from nbllm.servers.demo import DemoServer
 from nbllm.types import ChatCompletion, ChatCompletionChunk, Message
 from tests.rows import only_row, request_rows, until
@@ -323,7 +323,7 @@ async def test_odd_usage_breaks_neither_the_answer_nor_the_log(usage: Any, serve
     assert answer.text == TEXT
     assert [row.status for row in request_rows()] == ["ok", "ok", "ok"]
     assert nbllm.log.path() is not None
-    assert not tracing._state.warned
+    assert not notices._state.warned
 
 
 # -- streams ---------------------------------------------------------------------------------------

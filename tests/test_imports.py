@@ -22,7 +22,9 @@ LATE = [
     "IPython.display", "anywidget", "genai_prices", "ipykernel", "ipywidgets", "jupyter_client", "litellm",
     "matplotlib", "nbclient", "nbformat", "nest_asyncio2", "numpy", "openai", "pandas", "platformdirs",
     "pydantic", "sqlalchemy", "traitlets",
-    "nbllm.endpoints", "nbllm.responding", "nbllm.providers.anthropic", "nbllm.providers.gemini",
+    "dotenv", "jsonschema", "markdown_it", "tomllib",
+    "nbllm.asking", "nbllm.diagnosis", "nbllm.endpoints", "nbllm.keys", "nbllm.responding",
+    "nbllm.providers.anthropic", "nbllm.providers.gemini",
 ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 import nbllm
-from nbllm import log, schema, tracing
+from nbllm import log, notices, schema, tracing
 from tests.rows import connection_rows, request_rows, until
 from tests.servers import TEXT, RawServer
 
@@ -198,7 +198,7 @@ def test_a_migration_that_fails_leaves_nothing_behind(
 
 
 def warned() -> list[str]:
-    return sorted(tracing._state.warned)
+    return sorted(notices._state.warned)
 
 
 async def works_in_memory(server: RawServer, reason: str) -> None:
@@ -263,9 +263,10 @@ def test_a_read_only_folder(server: RawServer, tmp_path: Path) -> None:
     folder.chmod(0o555)
     found = run_script(
         """
-        import asyncio, os, sys
+        import asyncio, os, sqlite3, sys
         import nbllm, pandas, sqlalchemy.dialects.sqlite
-        from nbllm import pricing
+        from nbllm import client, frames, pricing
+        from nbllm.providers import openai
         pricing.price_usd("openai", "gpt-4o", input_tokens=1)  # nobody may not read where packages are
         if os.geteuid() == 0:
             os.setresuid(65534, 65534, 65534)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from nbclient.exceptions import CellExecutionError
 from traitlets.config import Config
 
 import nbllm
-from nbllm import magics, pricing
+from nbllm import commands, magics, pricing
 from nbllm.arguments import OPTIONS
 from nbllm.servers.demo import DemoServer
 from tests import servers
@@ -176,11 +177,12 @@ def test_what_is_sent(kernel: Screen, raw: RawServer) -> None:
 
 
 @every_python
-def test_each_cell_sends_its_prompt_alone(kernel: Screen, raw: RawServer) -> None:
+def test_the_next_cell_goes_on_with_the_conversation(kernel: Screen, raw: RawServer) -> None:
     for prompt in ("One", "Two"):
-        kernel.run(f"%%llm\n{prompt}").ok()
-        assert raw.requests[-1].json["messages"] == [{"role": "user", "content": prompt}]
+        kernel.run(f"%%llm -s talk\n{prompt}").ok()
         assert raw.requests[-1].json["model"] == "gpt-4o-mini"  # the environment holds a key
+    contents = [message["content"] for message in raw.requests[-1].json["messages"]]
+    assert contents == ["One", "One", "Two"]
 
 
 @every_python
@@ -213,8 +215,8 @@ def test_a_hostile_answer_is_shown_and_nothing_else(kernel: Screen, answer: str)
 def test_the_answer_in_a_variable(kernel: Screen) -> None:
     outcome = kernel.run("%%llm gpt-4o -o answer -s kept\nHello there").ok()
     assert shown(outcome)[0] == "Hello there"
-    expression = "[type(answer).__name__, answer.text, answer.usage.prompt_tokens, answer.request.session_id]"
-    assert kernel.value(expression) == ["ChatCompletion", "Hello there", 11, "kept"]
+    expression = "[type(answer).__name__, answer.text, answer.usage.prompt_tokens, answer.session_id]"
+    assert kernel.value(expression) == ["Answer", "Hello there", 11, "kept"]
     assert kernel.run("%llm -m demo/error -o answer Hi").error == "InternalServerError"
     assert kernel.value("answer.text") == "Hello there"
 
@@ -263,7 +265,8 @@ KEY = "sk-very-secret-key-1234567890"
         (f"%%llm gpt-4o -p base_url=REFUSE -p api_key={KEY}\nHi", "AuthenticationError", "Incorrect API key"),
         (f"%%llm -p api_key:{KEY}\nHi", "UsageProblem", "-p takes KEY=VALUE"),
         ("%nbllm sesions", "UsageProblem", "there is no %nbllm sesions; did you mean 'sessions'?"),
-        ("%nbllm requests review", "UsageProblem", "takes no argument; nbllm.requests(…) does"),
+        ("%nbllm requests review", "UsageProblem", "takes -s SESSION and --errors; got 'review'"),
+        ("%nbllm sessions review", "UsageProblem", "%nbllm sessions takes no argument; got 'review'"),
     ],
 )
 def test_an_error_is_a_line_or_two_and_the_cell_fails(
@@ -276,8 +279,9 @@ def test_an_error_is_a_line_or_two_and_the_cell_fails(
     assert message in outcome.traceback
     assert len(outcome.traceback.splitlines()) <= 2
     assert outcome.stderr == ""
-    (output,) = kernel.outputs(msg_id)
+    *waited, output = kernel.outputs(msg_id)  # where it was tried again, the cell said that it waits
     assert output["msg_type"] == "error"
+    assert waited == [] or waited[-1]["content"]["data"]["text/plain"].startswith("failed")
     assert KEY not in json.dumps(output["content"])
 
 
@@ -335,12 +339,20 @@ def test_nbllm_shows_the_status(
             kernel.run("%llm -m demo/fast Hi").ok()
         kernel.run("%nbllm session review\n%nbllm model demo/small").ok()
         lines = kernel.run("%nbllm").ok().stdout.splitlines()
-    assert lines == [
-        "model         demo/small",
-        "session       review",
-        "HTTP session  1 connection open · 4 requests, 75% on a reused connection",
-        f"log           {folder / 'log.db'}",
-    ]
+    told = {line[:12].strip(): line[14:] for line in lines}
+    assert re.fullmatch(
+        r"id \d+ · 1 connection open, 75% of requests on a reused one · first opened 0 min ago",
+        told.pop("HTTP session"),
+    )
+    counted = demo.stats()
+    sent, got = counted["prompt_tokens"], counted["completion_tokens"]
+    assert told == {
+        "model": "demo/small",
+        "session": "review",
+        "requests": f"4 requests · {sent:,}→{got:,} tok",
+        "log": str(folder / "log.db"),
+        "keys": "none: %nbllm key openai",
+    }
 
 
 @every_python
@@ -349,7 +361,7 @@ def test_nbllm_gives_frames_of_what_matters(kernel: Screen, name: str) -> None:
     kernel.run("%llm -s frames Hi").ok()
     kernel.run(f"frame = %nbllm {name}").ok()
     columns = kernel.value("list(frame.columns)")
-    assert columns == [column for column in magics.SHOWN[name].split() if column in columns]
+    assert columns == [column for column in commands.SHOWN[name].split() if column in columns]
     assert columns[0] in ("session_id", "execution_count", "connection_id")
     assert len(columns) < kernel.value(f"nbllm.{name}().shape[1]")
     assert kernel.value("len(frame)") == kernel.value(f"len(nbllm.{name}())")
@@ -498,7 +510,7 @@ def test_help_names_every_option(shell: InteractiveShell) -> None:
         text = shell.find_magic(name, kind).__doc__
         assert all(flag in text for option in OPTIONS for flag in option.flags)
     text = shell.find_line_magic("nbllm").__doc__
-    assert all(f"%nbllm {name}" in text for name in magics._COMMANDS if name)
+    assert all(f"%nbllm {name}" in text for name in commands.COMMANDS)
 
 
 def test_question_marks_still_show_help(shell: InteractiveShell) -> None:

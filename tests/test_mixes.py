@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 import nbllm
-from nbllm import tracing
+from nbllm import notices, tracing
 from nbllm.servers.demo import DemoServer
 from tests.rows import connection_rows, request_rows, session_rows, until
 from tests.servers import RawServer, Request
@@ -172,7 +172,7 @@ async def has_open(server: RawServer, count: int) -> None:
 def compare(mix: Mix, servers: list[RawServer]) -> None:
     assert tracing.running() == []
     rows = request_rows()
-    assert not tracing._state.warned
+    assert not notices._state.warned
     compare_requests(mix, servers, rows)
     compare_connections(servers, rows)
     compare_sessions(mix, rows)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from nbllm import providers
 from nbllm.exceptions import AuthenticationError, NotFoundError, UsageProblem
-from nbllm.providers import Provider, resolve
+from nbllm.providers import resolve
 
 KEYED = {"OPENAI_API_KEY": "sk-env"}
 
@@ -144,21 +142,3 @@ def test_usual_base_urls(url: str) -> None:
 def test_a_route_never_shows_its_key() -> None:
     route = resolve("gpt-4o", api_key="sk-planted", environ={})
     assert "sk-planted" not in repr(route) + str(route)
-
-
-@pytest.fixture
-def registered() -> Iterator[None]:
-    yield
-    providers.PROVIDERS.pop("mine", None)
-    providers._provider_of.cache_clear()
-    providers._route.cache_clear()
-
-
-@pytest.mark.usefixtures("registered")
-def test_a_provider_can_be_added_and_replaced() -> None:
-    with pytest.raises(NotFoundError):
-        resolve("mine/m", environ={})
-    providers.register(Provider("mine", "http://one/v1", "openai", ("MINE_KEY",)))
-    assert resolve("mine/m", environ={"MINE_KEY": "k"}).base_url == "http://one/v1"
-    providers.register(Provider("mine", lambda: "http://two/v1", "openai"))
-    assert resolve("mine/m", environ={}).base_url == "http://two/v1"

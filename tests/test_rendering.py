@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,43 +17,22 @@ from nbllm.rendering import (
     INTERVAL,
     LONG_TEXT,
     NotebookSink,
+    NullSink,
     StreamDisplay,
     TerminalSink,
+    View,
     footer,
+    metadata,
     mime_bundle,
+    summary,
 )
 from nbllm.tracing import Call, Record
+from tests.clocks import Time
 
 
 class Growing:
     text = ""
-
-
-class Time:
-    """A clock, and the timers on it."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self.timers: list[Timer] = []
-
-    def later(self, seconds: float, function: Callable[[], None]) -> Timer:
-        self.timers.append(Timer(self.now + seconds, function))
-        return self.timers[-1]
-
-    def pass_by(self, seconds: float) -> None:
-        self.now += seconds
-        for timer in [timer for timer in self.timers if timer.at <= self.now + 1e-9]:
-            self.timers.remove(timer)
-            if not timer.cancelled:
-                timer.function()
-
-
-class Timer:
-    def __init__(self, at: float, function: Callable[[], None]) -> None:
-        self.at, self.function, self.cancelled = at, function, False
-
-    def cancel(self) -> None:
-        self.cancelled = True
+    reasoning = ""
 
 
 class Shown:
@@ -58,10 +40,12 @@ class Shown:
 
     def __init__(self, time: Time) -> None:
         self.time = time
-        self.states: list[tuple[float, str, str | None]] = []
+        self.states: list[tuple[float, View]] = []
+        self.metadata: Mapping[str, Any] | None = None
 
-    def show(self, text: str, footer: str | None) -> None:
-        self.states.append((self.time.now, text, footer))
+    def show(self, view: View, metadata: Mapping[str, Any] | None = None) -> None:
+        self.states.append((self.time.now, view))
+        self.metadata = metadata
 
 
 @pytest.fixture
@@ -85,7 +69,7 @@ def test_the_first_piece_is_shown_at_once(display: StreamDisplay, shown: Shown) 
     assert shown.states == []
     answer.text = "a"
     display.update(answer)
-    assert shown.states == [(100.0, "a", None)]
+    assert shown.states == [(100.0, View("a"))]
 
 
 def test_at_most_twenty_states_a_second(display: StreamDisplay, shown: Shown, time: Time) -> None:
@@ -94,7 +78,7 @@ def test_at_most_twenty_states_a_second(display: StreamDisplay, shown: Shown, ti
         answer.text += "x"
         display.update(answer)
         time.pass_by(0.001)
-    times = [at for at, _, _ in shown.states]
+    times = [at for at, _ in shown.states]
     assert 19 <= len(times) <= 21
     assert min(b - a for a, b in itertools.pairwise(times)) >= INTERVAL - 1e-6
     assert INTERVAL >= 1 / 20
@@ -107,9 +91,9 @@ def test_the_last_piece_before_a_pause_is_shown_without_waiting_for_the_next(
     for text in ("a", "ab", "abc"):
         answer.text = text
         display.update(answer)
-    assert [text for _, text, _ in shown.states] == ["a"]
+    assert [view.text for _, view in shown.states] == ["a"]
     time.pass_by(INTERVAL)
-    assert [text for _, text, _ in shown.states] == ["a", "abc"]
+    assert [view.text for _, view in shown.states] == ["a", "abc"]
     assert time.timers == []
 
 
@@ -129,14 +113,44 @@ def test_the_end_comes_at_once_and_nothing_after_it(display: StreamDisplay, show
     for text in ("a", "ab"):
         answer.text = text
         display.update(answer)
-    display.finish("abc", "foot")
+    display.finish(View("abc", footer="foot"), META)
     time.pass_by(10)
-    assert shown.states == [(100.0, "a", None), (100.0, "abc", "foot")]
+    assert shown.states == [(100.0, View("a")), (100.0, View("abc", footer="foot"))]
+    assert shown.metadata == META
+
+
+def test_progress_is_shown_until_something_of_the_answer_comes(
+    display: StreamDisplay, shown: Shown, time: Time
+) -> None:
+    answer = Growing()
+    for text in ("1 s", "2 s"):
+        display.progress(text)
+        time.pass_by(1)
+    display.update(answer)  # a chunk with nothing in it
+    answer.reasoning = "hm"
+    time.pass_by(1)
+    display.update(answer)
+    time.pass_by(1)
+    display.progress("3 s")
+    time.pass_by(1)
+    answer.text = "a"
+    display.update(answer)
+    waiting = [View(progress=text) for text in ("1 s", "2 s", "2 s")]
+    thinking = [View(reasoning="hm")] * 2
+    assert [view for _, view in shown.states] == [*waiting, *thinking, View("a", "hm")]
+
+
+def test_an_answer_that_knows_no_reasoning_has_none(display: StreamDisplay, shown: Shown) -> None:
+    class OnlyText:
+        text = "a"
+
+    display.update(OnlyText())
+    assert shown.states == [(100.0, View("a"))]
 
 
 def test_a_failure_to_show_warns_once_and_never_raises(time: Time) -> None:
     class Broken:
-        def show(self, text: str, footer: str | None) -> None:
+        def show(self, view: View, metadata: Mapping[str, Any] | None = None) -> None:
             raise OSError("no front end")
 
     display = StreamDisplay(Broken(), clock=lambda: time.now, later=time.later)
@@ -146,22 +160,31 @@ def test_a_failure_to_show_warns_once_and_never_raises(time: Time) -> None:
         display.update(answer)
         display.update(answer)
         time.pass_by(1)
-        display.finish("a", "foot")
+        display.finish(View("a", footer="foot"))
     (warning,) = warned
     assert "the answer could not be shown: OSError('no front end')" in str(warning.message)
 
 
 # -- sinks -------------------------------------------------------------------------------------------
 
+META = {"nbllm": {"requests": [{"request_id": "k-r1"}]}}
+
 
 def test_a_notebook_gets_one_output_that_is_updated() -> None:
     published: list[dict[str, Any]] = []
-    sink = NotebookSink(lambda **message: published.append(message))
-    sink.show("a", None)
-    sink.show("ab", "foot")
+    sink = NotebookSink(publish=lambda **message: published.append(message))
+    sink.show(View("a"))
+    sink.show(View("ab", footer="foot"), META)
     assert [message["update"] for message in published] == [False, True]
     assert len({message["transient"]["display_id"] for message in published}) == 1
-    assert published[-1]["data"] == mime_bundle("ab", "foot")
+    assert [message["metadata"] for message in published] == [{}, META]
+    assert published[-1]["data"] == mime_bundle(View("ab", footer="foot"))
+
+
+def test_a_notebook_shows_the_format_that_was_asked_for() -> None:
+    published: list[dict[str, Any]] = []
+    NotebookSink("text", lambda **message: published.append(message)).show(View("# a", footer="foot"))
+    assert published[0]["data"] == {"text/plain": "# a\n\nfoot"}
 
 
 def test_a_notebook_that_missed_the_first_state_gets_an_output_with_the_next() -> None:
@@ -172,38 +195,62 @@ def test_a_notebook_that_missed_the_first_state_gets_an_output_with_the_next() -
             raise OSError("no front end")
         published.append(message)
 
-    sink = NotebookSink(publish)
+    sink = NotebookSink(publish=publish)
     with pytest.raises(OSError, match="no front end"):
-        sink.show("a", None)
-    sink.show("ab", None)
+        sink.show(View("a"))
+    sink.show(View("ab"))
     assert [message["update"] for message in published] == [False]
-
-
-@pytest.mark.parametrize("text", [".env", "http://127.0.0.1:9/", "<b>x</b> ![a](http://evil)", "a\r\n```\nb"])
-def test_plain_text_is_untouched(text: str) -> None:
-    assert mime_bundle(text)["text/plain"] == text
-    assert mime_bundle(text, "foot")["text/plain"] == f"{text}\n\nfoot"
-
-
-def test_the_footer_is_a_line_of_its_own_and_escaped() -> None:
-    markdown = mime_bundle("```\ncode", "<img src=x> · [a](http://b.c)")["text/markdown"]
-    assert markdown == (
-        "```\ncode\n```\n\n<small>&lt;img src&#61;x&gt; · &#91;a&#93;(http&#58;//b&#46;c)</small>"
-    )
-
-
-def test_without_text_there_is_only_the_footer() -> None:
-    assert mime_bundle("", "foot") == {"text/plain": "foot", "text/markdown": "<small>foot</small>"}
 
 
 def test_a_terminal_gets_each_piece_once_and_no_control_sequences(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     sink = TerminalSink()
-    sink.show("One\x1b]0;title\x07 ", None)
-    sink.show("One\x1b]0;title\x07 two\n\t\u3000three", None)
-    sink.show("One\x1b]0;title\x07 two\n\t\u3000three", "foot\x1b[2J")
+    sink.show(View("One\x1b]0;title\x07 "))
+    sink.show(View("One\x1b]0;title\x07 two\n\t\u3000three"))
+    sink.show(View("One\x1b]0;title\x07 two\n\t\u3000three", footer="foot\x1b[2J"))
     assert capsys.readouterr().out == "One]0;title two\n\t\u3000three\n\nfoot[2J\n"
+
+
+def test_a_file_has_neither_progress_nor_reasoning(capsys: pytest.CaptureFixture[str]) -> None:
+    sink = TerminalSink()
+    for view in (View(progress="waiting"), View(reasoning="hm"), View("a", "hm"), View("ab", "hm", "foot")):
+        sink.show(view)
+    assert capsys.readouterr().out == "ab\n\nfoot\n"
+
+
+@pytest.mark.parametrize("ending", [View("ab", footer="foot"), View(footer="foot")])
+def test_on_a_terminal_what_is_waited_for_gives_way_to_what_comes(
+    ending: View, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    sink = TerminalSink()
+    sink.show(View(progress="waiting · 1 s"))
+    sink.show(View(progress="waiting\x1b]0;title\x07 · 2 s"))
+    sink.show(View(reasoning="hm"))
+    sink.show(ending)
+    erase = "\r\x1b[K"
+    *waited, shown = terminal.getvalue().split(erase)
+    assert waited == ["waiting · 1 s", "waiting]0;title · 2 s", "(thinking…)"]
+    assert shown == ("ab\n\nfoot\n" if ending.text else "foot\n")
+
+
+def test_a_terminal_gets_code_and_json_when_they_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    sink = TerminalSink("json")
+    for text in ('{"a"', '{"a": 1}'):
+        sink.show(View(text))
+    assert capsys.readouterr().out == ""
+    sink.show(View('{"a": 1}', footer="foot"))
+    assert capsys.readouterr().out == '{\n  "a": 1\n}\n\nfoot\n'
+
+
+def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    NullSink().show(View("a", "b", footer="foot"), META)
+    assert capsys.readouterr() == ("", "")
 
 
 # -- the footer --------------------------------------------------------------------------------------
@@ -318,3 +365,39 @@ def test_tokens(tokens: dict[str, int], shown: str) -> None:
 )
 def test_an_answer_that_did_not_end_by_itself_says_so(reason: str, shown: str) -> None:
     assert footer(record(finish_reason=reason)) == f"gpt-4o · review · {shown}"
+
+
+# -- metadata, and several requests --------------------------------------------------------------------
+
+
+def test_metadata_keep_what_is_known_of_a_request() -> None:
+    made = record(**WHOLE, status="ok", started_at=1_700_000_000.25)
+    assert metadata(made) == {
+        "request_id": made.request_id,
+        "session_id": "review",
+        "model": "gpt-4o",
+        "status": "ok",
+        "input_tokens": 412,
+        "output_tokens": 96,
+        "cost_usd": 0.00114,
+        "duration_ms": 1830.0,
+        "ttft_ms": 420.0,
+        "started_at": "2023-11-14T22:13:20.250+00:00",
+    }
+    assert set(metadata(record())) == {"request_id", "session_id", "model", "started_at"}
+
+
+def test_several_requests_in_one_line() -> None:
+    ok = record(**WHOLE, status="ok")
+    assert summary([ok]) == "1 request · gpt-4o · review · 412→96 tok · $0.0011"
+    failed = record(status="error", request_model="gpt-4o-mini")
+    line = "3 requests · 1 not ok · gpt-4o, gpt-4o-mini · review · 824→192 tok · $0.0023"
+    assert summary([ok, failed, ok]) == line
+
+
+def test_a_sum_with_an_unknown_part_is_unknown() -> None:
+    ok = record(**WHOLE, status="ok")
+    unpriced = record(**{**WHOLE, "cost_usd": None, "input_tokens": None}, status="ok")
+    assert summary([ok, unpriced]) == "2 requests · gpt-4o · review · 192 tok out"
+    row = SimpleNamespace(**{**WHOLE, "status": "ok", "provider": "demo"}, request_model="m", session_id="s")
+    assert summary([row]) == "1 request · demo/m · s · 412→96 tok"

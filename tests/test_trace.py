@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 import nbllm
-from nbllm import tracing, transport
+from nbllm import notices, tracing, transport
 from tests.rows import connection_rows, only_row, phases, request_rows, until
 from tests.servers import OK, TEXT, RawServer, full_backlog, refused_port
 
@@ -673,4 +673,4 @@ async def test_a_raising_subscriber_breaks_no_call(
     (row,) = request_rows()
     assert row.status == "ok"
     assert len(connection_rows()) == 1
-    assert any("could not be kept" in text for text in tracing._state.warned)
+    assert any("could not be kept" in text for text in notices._state.warned)

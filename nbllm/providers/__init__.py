@@ -7,18 +7,18 @@ starts when its address is asked for (`Provider.base_url` as a function).
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from urllib.parse import urlsplit
 
 from .. import environment
 from ..exceptions import AuthenticationError, NotFoundError, UsageProblem, did_you_mean
-from ..kept import kept
 from . import azure
 from .base import Dialect, HttpRequest, Provider, Route
 
-__all__ = ["PROVIDERS", "Dialect", "HttpRequest", "Provider", "Route", "register", "resolve"]
+__all__ = ["PROVIDERS", "Dialect", "HttpRequest", "Provider", "Route", "resolve"]
 
 
 def _like_openai(
@@ -30,9 +30,17 @@ def _like_openai(
     return Provider(name, base_url, "openai", key_variables, (f"{prefix}_API_BASE",), key_optional)
 
 
+def _started(function: str) -> str:
+    """The address of a server in this package that starts when it is asked for, by the function's name.
+
+    A provider knows nothing of servers, and imports none.
+    """
+    url: str = pkgutil.resolve_name(function)()
+    return url
+
+
 # Prefix -> provider. Names, addresses and variables are those of the official SDKs and of litellm.
-PROVIDERS: dict[str, Provider] = kept(__name__, dict)
-PROVIDERS |= {
+PROVIDERS: dict[str, Provider] = {
     provider.name: provider
     for provider in (
         Provider(
@@ -96,6 +104,7 @@ PROVIDERS |= {
         _like_openai("vllm", "http://localhost:8000/v1", key_optional=True),
         _like_openai("lm_studio", "http://localhost:1234/v1", key_optional=True),
         _like_openai("llamacpp", "http://localhost:8080/v1", key_optional=True),
+        Provider("demo", partial(_started, "nbllm.servers.demo:demo_url"), "openai"),
     )
 }
 
@@ -108,13 +117,6 @@ _BARE_NAMES = {
     "anthropic": ("claude-",),
     "gemini": ("gemini-",),
 }
-
-
-def register(provider: Provider) -> None:
-    """Add a provider to the table, under its name as prefix."""
-    PROVIDERS[provider.name] = provider
-    _provider_of.cache_clear()
-    _route.cache_clear()
 
 
 def resolve(

@@ -222,7 +222,7 @@ def _text(chat: ChatRequest, prompt: demo_answers.Prompt, variant: int) -> str:
         described = wanted.get("json_schema")
         schema = described.get("schema") if isinstance(described, dict) else None
         return demo_answers.write_json(prompt, schema if isinstance(schema, dict) else None, variant)
-    if wanted.get("type") == "json_object":
+    if wanted.get("type") == "json_object" or "answer with json" in prompt.system.lower():
         return demo_answers.write_json(prompt, variant=variant)
     return demo_answers.write_answer(prompt, variant)
 

@@ -1,0 +1,286 @@
+"""What `%nbllm` does: status, frames, settings, checks.
+
+Owns the table of commands, from which their help is written. Each does what a documented function of nbllm
+does too. Called by `magics`, whose loading must be quick: what only one command needs loads with it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import frames, log, settings, tagging, tracing
+from .arguments import unquoted
+from .exceptions import AuthenticationError, UsageProblem, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .diagnosis import Diagnosis
+
+
+def run(line: str) -> Any:
+    """Carry out `%nbllm line`, and give what the cell shows.
+
+    Raises:
+        UsageProblem: There is no such command, or it does not take what it was given.
+    """
+    name, _, value = line.strip().partition(" ")
+    if not name:
+        print(status())
+        return None
+    command = COMMANDS.get(name)
+    if command is None:
+        hint = did_you_mean(name, COMMANDS) or f"; there are {', '.join(COMMANDS)}"
+        raise UsageProblem(f"there is no %nbllm {name}{hint}")
+    if (value := unquoted(value.strip())) and not command.argument:
+        raise UsageProblem(f"%nbllm {name} takes no argument; got {tracing.redact(value)!r}")
+    return command.run(value)
+
+
+def help_text() -> str:
+    """The commands, one per line, for a docstring."""
+    rows = [("", "model, session, HTTP session, spend and log, in one screen")]
+    rows += [(f" {name} {command.argument}".rstrip(), command.help) for name, command in COMMANDS.items()]
+    return "\n".join(f"  {'%nbllm' + left:<34}  {right}" for left, right in rows)
+
+
+# -- status ----------------------------------------------------------------------------------------
+
+
+def status() -> str:
+    """What `%nbllm` prints: model, session, HTTP session, spend and log, one line each."""
+    from . import keys, transport
+    from .asking import Chat
+
+    requests, connections = frames.requests(), frames.connections()
+    chat = Chat()
+    said = f" · {_count(len(chat), 'message')}" if len(chat) else ""
+    reused = requests["connection_reused"].dropna()
+    http = "not used yet"
+    if len(requests):
+        http = f"{_count(int(connections['closed_at'].isna().sum()), 'connection')} open"
+        http += f", {reused.mean():.0%} of requests on a reused one" if len(reused) else ""
+        for pool in transport.pools()[:1]:
+            http = f"id {id(pool.session)} · {http}"
+        if len(connections):
+            age = (time.time() - connections["opened_at"].min().timestamp()) / 60
+            http += f" · first opened {age:.0f} min ago"
+    rows = {
+        "model": settings.default_model(),
+        "session": chat.session_id + said,
+        "HTTP session": http,
+        "requests": _spend(requests),
+        "log": log.path() or "in memory",
+        "keys": ", ".join(keys.configured_providers()) or "none: %nbllm key openai",
+    }
+    return "\n".join(f"{name:<12}  {value}" for name, value in rows.items())
+
+
+def _spend(requests: pd.DataFrame) -> str:
+    if not len(requests):
+        return "none yet"
+    parts = [_count(len(requests), "request")]
+    if failed := int((requests["status"] == "error").sum()):
+        parts.append(_count(failed, "error"))
+    sent, got = (requests[f"{way}_tokens"].sum(min_count=1) for way in ("input", "output"))
+    parts += [f"{int(sent):,}→{int(got or 0):,} tok"] if sent is not None and sent == sent else []
+    cost = requests["cost_usd"].sum(min_count=1)
+    parts += [f"${cost:,.4f}"] if cost == cost else []
+    return " · ".join(parts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+# -- frames ----------------------------------------------------------------------------------------
+
+# What the frames of %nbllm show of the many columns; a column in which nothing stands is left out.
+SHOWN: dict[str, str] = {
+    "sessions": (
+        "session_id requests errors cancelled incomplete running cells models input_tokens output_tokens "
+        "cost_usd duration_ms connections_opened reuse_ratio"
+    ),
+    "requests": (
+        "execution_count session_id request_model status error_type input_tokens output_tokens cost_usd "
+        "ttft_ms duration_ms connection_reused connection_reason connection_id started_at"
+    ),
+    "connections": (
+        "connection_id host port tls_version requests connect_ms bytes_sent bytes_received opened_at "
+        "closed_at close_reason"
+    ),
+}
+
+
+def _sessions(_: str) -> pd.DataFrame:
+    return _shown("sessions", frames.sessions())
+
+
+def _requests(value: str) -> pd.DataFrame:
+    session, errors = None, False
+    words = value.split()
+    while words:
+        word = words.pop(0)
+        if word == "--errors":
+            errors = True
+        elif word in ("-s", "--session") and words:
+            session = words.pop(0)
+        else:
+            raise UsageProblem(f"%nbllm requests takes -s SESSION and --errors; got {word!r}")
+    frame = frames.requests(session=session)
+    return _shown("requests", frame[frame["status"] == "error"] if errors else frame)
+
+
+def _connections(_: str) -> pd.DataFrame:
+    return _shown("connections", frames.connections())
+
+
+def _shown(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    told = [column for column in SHOWN[name].split() if not len(frame) or _tells(frame[column])]
+    digits = {name: 1 if name.endswith("_ms") else 2 for name in told if name.endswith(("_ms", "_ratio"))}
+    return frame[told].round(digits)
+
+
+def _tells(column: pd.Series[Any]) -> bool:
+    rare = column.name in ("errors", "cancelled", "incomplete", "running")
+    return bool((column.fillna(0) != 0).any() if rare else column.notna().any())
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+def _model(value: str) -> str:
+    from . import providers
+
+    if value:
+        try:
+            providers.resolve(settings.model_of(value))
+        except AuthenticationError:  # the key may come later
+            pass
+        settings.configure(model=value)
+    return settings.default_model()
+
+
+def _session(value: str) -> str:
+    if value:
+        tagging.set_session(None if value == "--default" else value)
+    return tagging.current_session()
+
+
+def _alias(value: str) -> dict[str, str]:
+    aliases = dict(settings.settings().aliases)
+    if value:
+        name, equals, model = (part.strip() for part in value.partition("="))
+        if not equals:
+            raise UsageProblem(f"%nbllm alias takes NAME=MODEL, or NAME= to forget it; got {value!r}")
+        if model:
+            aliases[name] = model
+        else:
+            aliases.pop(name, None)
+        settings.configure(aliases=aliases)
+    return aliases
+
+
+def _config(_: str) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = [(name, value, source) for name, (value, source) in settings.sources().items()]
+    return pd.DataFrame(rows, columns=["setting", "value", "from"], dtype=object).set_index("setting")
+
+
+def _key(value: str) -> None:
+    from . import keys
+
+    print(f"{keys.set_key(value or 'openai')} is set for this kernel")
+
+
+# -- the rest --------------------------------------------------------------------------------------
+
+
+def _models(_: str) -> pd.DataFrame:
+    import pandas as pd
+
+    from . import endpoints
+
+    frame = pd.DataFrame(endpoints.models())
+    if len(frame):  # as one types it
+        frame.insert(0, "model", frame["provider"] + "/" + frame["id"])
+    return frame
+
+
+def _reset(value: str) -> None:
+    from .asking import Chat
+
+    chat = Chat(value or None)
+    count = len(chat)
+    chat.reset()
+    print(f"{chat.session_id}: {_count(count, 'message')} forgotten; the log keeps them")
+
+
+def _export(value: str) -> None:
+    from .asking import Chat
+
+    path = Path(value).expanduser()
+    suffix = path.suffix.lower()
+    if not path.parent.is_dir():
+        raise UsageProblem(f"there is no folder {str(path.parent)!r}")
+    if suffix == ".csv":
+        frames.requests().to_csv(path, index=False)
+    elif suffix == ".jsonl":
+        frames.requests().to_json(path, orient="records", lines=True, date_format="iso")
+    elif suffix == ".json":
+        messages = json.dumps(Chat().messages, ensure_ascii=False, indent=1)
+        path.write_text(messages + "\n", encoding="utf-8")
+    elif suffix == ".md":
+        path.write_text(Chat().markdown() + "\n", encoding="utf-8")
+    else:
+        raise UsageProblem(
+            "%nbllm export writes this kernel's requests to PATH.csv or PATH.jsonl, and the conversation of "
+            f"this session to PATH.md or PATH.json; got {value!r}"
+        )
+    print(f"wrote {path}")
+
+
+def _doctor(_: str) -> Diagnosis:
+    from . import diagnosis
+
+    return diagnosis.doctor()
+
+
+def _close(_: str) -> None:
+    from . import transport
+
+    print(f"{_count(transport.close(), 'connection')} closed")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command: what it takes, what it does, in a line, and the function that does it."""
+
+    argument: str
+    help: str
+    run: Callable[[str], Any]
+
+
+COMMANDS: dict[str, Command] = {
+    "sessions": Command(
+        "", "a DataFrame: the sessions of this kernel; all columns: nbllm.sessions()", _sessions
+    ),
+    "requests": Command("[-s SESSION] [--errors]", "a DataFrame: its requests; nbllm.requests()", _requests),
+    "connections": Command("", "a DataFrame: its connections; nbllm.connections()", _connections),
+    "model": Command("[NAME]", "the model of %%llm; with NAME, change it", _model),
+    "session": Command("[NAME|--default]", "the session of what follows; with NAME, change it", _session),
+    "alias": Command("[NAME=MODEL]", "short names for models; with NAME=MODEL, add one", _alias),
+    "models": Command("", "a DataFrame: the models that can be asked; nbllm.models()", _models),
+    "config": Command("", "every setting, and where its value comes from", _config),
+    "key": Command("[PROVIDER]", "set a key for this kernel, by a hidden prompt; nbllm.set_key(…)", _key),
+    "reset": Command("[SESSION]", "start the conversation over; nbllm.Chat(…).reset()", _reset),
+    "export": Command("PATH", "requests to .csv or .jsonl, the conversation to .md or .json", _export),
+    "doctor": Command("", "check keys, endpoints, log, connections; nbllm.doctor()", _doctor),
+    "close": Command("", "close the connections; the next request opens new ones; nbllm.close()", _close),
+}
