@@ -168,7 +168,7 @@ def test_formats(kernel: Kernel, form: str) -> None:
     outcome = kernel.run(f"%%llm -f {form} --no-history\n{answer}").ok()
     bundle = outcome.displays[-1]
     assert outcome.shown()[0] == plain
-    assert outcome.shown()[1].startswith("does not fit · gpt-4o-mini · ")
+    assert outcome.shown()[1].startswith("gpt-4o-mini · ")
     kinds = {"text/plain"} | ({"text/markdown"} if rich else set()) | ({"text/html"} & {f"text/{form}"})
     assert set(bundle) == kinds
     if rich is not None:

@@ -435,7 +435,7 @@ def test_every_setting_is_documented() -> None:
 def test_the_help_of_a_setting_is_one_line() -> None:
     assert help_of("rpm") == "Requests that may start in a minute, likewise."
     assert help_of("limit") == "Connections at once, over all hosts; 0 for no limit."
-    assert help_of("on_rerun").endswith("of its own.")
+    assert help_of("on_rerun").endswith("the turns that came after it.")
 
 
 async def test_changes_reach_the_pool_that_is_in_use() -> None:

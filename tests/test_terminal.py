@@ -147,5 +147,5 @@ def test_tab_completes_a_model(terminal: Terminal) -> None:
 def test_a_session_cell_is_read_to_its_end(terminal: Terminal) -> None:
     lines = ["%%session review", "import nbllm", "answer = nbllm.completion('demo/fast', 'Hi')", "1 + 1"]
     shown = terminal.run(*lines)
-    assert "1 request · fast · review · " in shown
+    assert "1 request · demo/fast · review · " in shown
     assert "Out[" in shown
