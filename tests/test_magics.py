@@ -28,19 +28,10 @@ from nbllm import commands, magics, pricing
 from nbllm.arguments import OPTIONS
 from nbllm.servers.demo import DemoServer
 from tests import servers
-from tests.kernels import Kernel, Outcome, environment, every_python
+from tests.kernels import Kernel, environment, every_python
 from tests.servers import Exchange, RawServer
 
 PACKAGE_HOME = str(Path(nbllm.__file__).parent.parent)
-
-
-async def echo(x: Exchange) -> None:
-    """Streams the last message back, some characters at a time."""
-    asked = x.request.json
-    text, model = asked["messages"][-1]["content"], asked["model"]
-    pieces = [text[start : start + 7] for start in range(0, len(text), 7)]
-    events = [servers.event(chunk | {"model": model}) for chunk in servers.chunks(pieces)]
-    await servers._stream(x, [*events, servers.event(b"[DONE]")])
 
 
 async def half(x: Exchange) -> None:
@@ -62,34 +53,7 @@ async def refuse(x: Exchange) -> None:
     await x.send(servers.whole("401 Unauthorized", json.dumps(body).encode()))
 
 
-BEHAVIOURS = {"echo": echo, "half": half, "refuse": refuse}
-
-
-class Screen(Kernel):
-    """A kernel whose messages are kept as they came."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.messages: list[dict[str, Any]] = []
-
-    def _take(self, message: dict[str, Any]) -> None:
-        self.messages.append(message)
-        super()._take(message)
-
-    def outputs(self, msg_id: str) -> list[dict[str, Any]]:
-        """The messages of one cell that make its outputs, in order."""
-        kinds = ("display_data", "update_display_data", "execute_result", "stream", "error")
-        return [
-            message
-            for message in self.messages
-            if message["msg_type"] in kinds and message["parent_header"].get("msg_id") == msg_id
-        ]
-
-    def wait_for_display(self, msg_id: str, text: str) -> None:
-        """Wait until a running cell shows `text` and no more."""
-        while not any(shown["text/plain"] == text for shown in self._outcomes[msg_id].displays):
-            assert not self._outcomes[msg_id].replied, self._outcomes[msg_id]
-            self._take_messages()
+BEHAVIOURS = {"half": half, "refuse": refuse}
 
 
 @pytest.fixture(scope="module")
@@ -99,31 +63,24 @@ def raw() -> Iterator[RawServer]:
 
 
 @pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory, raw: RawServer, python: str) -> Iterator[Screen]:
+def kernel(tmp_path_factory: pytest.TempPathFactory, raw: RawServer, python: str) -> Iterator[Kernel]:
     keys = {"OPENAI_API_KEY": "sk-from-the-environment", "OPENAI_BASE_URL": raw.url("echo")}
     folder = tmp_path_factory.mktemp("kernel")
-    with DemoServer(pace=0.1) as demo, Screen(folder, demo, python, env=keys) as started:
+    with DemoServer(pace=0.1) as demo, Kernel(folder, demo, python, env=keys) as started:
         started.run("%load_ext nbllm\nimport nbllm").ok()
         yield started
-
-
-def shown(outcome: Outcome) -> tuple[str, str]:
-    """Text and footer of the last state of a cell's display."""
-    text, _, footer = outcome.displays[-1]["text/plain"].rpartition("\n\n")
-    return text, footer
 
 
 # -- a cell in a kernel --------------------------------------------------------------------------------
 
 
 @every_python
-def test_the_answer_grows_in_one_output(kernel: Screen, raw: RawServer) -> None:
+def test_the_answer_grows_in_one_output(kernel: Kernel, raw: RawServer) -> None:
     raw.gate.clear()
     cell = kernel.send(f"%%llm raw -s growth -p base_url={raw.url('half')}\nHi")
     kernel.wait_for_display(cell, "Hello from")
     raw.open_gate()
-    kernel.wait(cell).ok()
-    first, *later = kernel.outputs(cell)
+    first, *later = kernel.wait(cell).ok().outputs
     assert first["msg_type"] == "display_data"
     assert later
     assert {message["msg_type"] for message in later} == {"update_display_data"}
@@ -138,26 +95,26 @@ def test_the_answer_grows_in_one_output(kernel: Screen, raw: RawServer) -> None:
 
 
 @every_python
-def test_the_footer_tells_of_the_connection(kernel: Screen, raw: RawServer) -> None:
+def test_the_footer_tells_of_the_connection(kernel: Kernel, raw: RawServer) -> None:
     url = raw.url("chat", host="localhost")
-    footers = [shown(kernel.run(f"%%llm raw -p base_url={url}\nHi").ok())[1] for _ in range(2)]
+    footers = [kernel.run(f"%%llm raw -p base_url={url}\nHi").ok().shown()[1] for _ in range(2)]
     assert footers[0].endswith(" · new connection: first")
     assert footers[1].endswith(" · connection reused")
     raw.close_idle()
-    footer = shown(kernel.run(f"%%llm raw -p base_url={url}\nHi").ok())[1]
+    footer = kernel.run(f"%%llm raw -p base_url={url}\nHi").ok().shown()[1]
     assert " · new connection: idle " in footer
     assert footer.endswith(", closed by server")
 
 
 @every_python
-def test_the_footer_tells_the_price(kernel: Screen) -> None:
+def test_the_footer_tells_the_price(kernel: Kernel) -> None:
     usd = pricing.price_usd("openai", "gpt-4o", input_tokens=11, output_tokens=5)
     assert usd is not None
-    assert f" · ${usd:.6f} · " in shown(kernel.run("%%llm gpt-4o\nHi").ok())[1]
+    assert f" · ${usd:.6f} · " in kernel.run("%%llm gpt-4o\nHi").ok().shown()[1]
 
 
 @every_python
-def test_what_is_sent(kernel: Screen, raw: RawServer) -> None:
+def test_what_is_sent(kernel: Kernel, raw: RawServer) -> None:
     kernel.run("name, data = 'otters', '{{name}} $name'").ok()
     cell = (
         '%%llm gpt-4o --system "Be {{name}}" -p temperature=0 -p stop=["a b"] -s sent\n'
@@ -177,7 +134,7 @@ def test_what_is_sent(kernel: Screen, raw: RawServer) -> None:
 
 
 @every_python
-def test_the_next_cell_goes_on_with_the_conversation(kernel: Screen, raw: RawServer) -> None:
+def test_the_next_cell_goes_on_with_the_conversation(kernel: Kernel, raw: RawServer) -> None:
     for prompt in ("One", "Two"):
         kernel.run(f"%%llm -s talk\n{prompt}").ok()
         assert raw.requests[-1].json["model"] == "gpt-4o-mini"  # the environment holds a key
@@ -196,10 +153,10 @@ def test_the_next_cell_goes_on_with_the_conversation(kernel: Screen, raw: RawSer
         "```python\nprint(1)",
     ],
 )
-def test_a_hostile_answer_is_shown_and_nothing_else(kernel: Screen, answer: str) -> None:
+def test_a_hostile_answer_is_shown_and_nothing_else(kernel: Kernel, answer: str) -> None:
     (kernel.folder / ".env").write_text("SECRET=1")
     outcome = kernel.run(f"%%llm gpt-4o\n{answer}").ok()
-    text, footer = shown(outcome)
+    text, footer = outcome.shown()
     assert text == answer
     markdown = outcome.displays[-1]["text/markdown"]
     assert "SECRET" not in markdown
@@ -212,9 +169,9 @@ def test_a_hostile_answer_is_shown_and_nothing_else(kernel: Screen, answer: str)
 
 
 @every_python
-def test_the_answer_in_a_variable(kernel: Screen) -> None:
+def test_the_answer_in_a_variable(kernel: Kernel) -> None:
     outcome = kernel.run("%%llm gpt-4o -o answer -s kept\nHello there").ok()
-    assert shown(outcome)[0] == "Hello there"
+    assert outcome.shown()[0] == "Hello there"
     expression = "[type(answer).__name__, answer.text, answer.usage.prompt_tokens, answer.session_id]"
     assert kernel.value(expression) == ["Answer", "Hello there", 11, "kept"]
     assert kernel.run("%llm -m demo/error -o answer Hi").error == "InternalServerError"
@@ -225,16 +182,16 @@ def test_the_answer_in_a_variable(kernel: Screen) -> None:
 @pytest.mark.parametrize(
     "line", ["Why is the sky (really) blue?", "What's that?", 'Say "hi"? {a}', "is x?", "?"]
 )
-def test_a_line_is_sent_as_it_is_written(kernel: Screen, raw: RawServer, line: str) -> None:
+def test_a_line_is_sent_as_it_is_written(kernel: Kernel, raw: RawServer, line: str) -> None:
     outcome = kernel.run(f"x = 1\nif x:\n    %llm {line}").ok()
     assert raw.requests[-1].json["messages"][-1]["content"] == line
-    assert shown(outcome)[0] == line
+    assert outcome.shown()[0] == line
 
 
 @every_python
-def test_other_magics_stack_on_it(kernel: Screen) -> None:
+def test_other_magics_stack_on_it(kernel: Kernel) -> None:
     timed = kernel.run("%%time\n%%llm gpt-4o\nHi").ok()
-    assert shown(timed)[0] == "Hi"
+    assert timed.shown()[0] == "Hi"
     assert "Wall time" in timed.stdout
     assert kernel.run("%%capture taken\n%%llm gpt-4o\nHi").ok().displays == []
     assert kernel.value("taken.outputs[-1].data['text/plain']").startswith("Hi\n\ngpt-4o · ")
@@ -270,7 +227,7 @@ KEY = "sk-very-secret-key-1234567890"
     ],
 )
 def test_an_error_is_a_line_or_two_and_the_cell_fails(
-    kernel: Screen, raw: RawServer, cell: str, error: str, message: str
+    kernel: Kernel, raw: RawServer, cell: str, error: str, message: str
 ) -> None:
     kernel.run("empty = ''").ok()
     msg_id = kernel.send(cell.replace("REFUSE", raw.url("refuse")))
@@ -279,39 +236,39 @@ def test_an_error_is_a_line_or_two_and_the_cell_fails(
     assert message in outcome.traceback
     assert len(outcome.traceback.splitlines()) <= 2
     assert outcome.stderr == ""
-    *waited, output = kernel.outputs(msg_id)  # where it was tried again, the cell said that it waits
+    *waited, output = outcome.outputs  # where it was tried again, the cell said that it waits
     assert output["msg_type"] == "error"
     assert waited == [] or waited[-1]["content"]["data"]["text/plain"].startswith("failed")
     assert KEY not in json.dumps(output["content"])
 
 
 @every_python
-def test_an_answer_that_breaks_off_stays_and_is_marked(kernel: Screen) -> None:
+def test_an_answer_that_breaks_off_stays_and_is_marked(kernel: Kernel) -> None:
     outcome = kernel.run("%%llm demo/break -s broken\nDescribe otters")
     assert outcome.error == "APIConnectionError"
-    text, footer = shown(outcome)
+    text, footer = outcome.shown()
     assert len(text) > 20
     assert footer.startswith("broken off · demo/break (demo model) · broken · ")
 
 
 @every_python
-def test_the_stop_button_keeps_what_has_come(kernel: Screen, raw: RawServer) -> None:
+def test_the_stop_button_keeps_what_has_come(kernel: Kernel, raw: RawServer) -> None:
     cell = kernel.send(f"%%llm raw -s stopped -p base_url={raw.url('stall')}\nHi")
     kernel.wait_for_display(cell, "Hello from")
     request = raw.requests[-1]
     outcome, _ = kernel.interrupt(cell)
     assert (outcome.status, outcome.error) == ("error", "KeyboardInterrupt")
     assert outcome.traceback == "KeyboardInterrupt: the request was cancelled"
-    text, footer = shown(outcome)
+    text, footer = outcome.shown()
     assert text == "Hello from"
     assert footer.startswith("interrupted · raw · stopped · ")
     raw.wait_for(lambda: request.client_gone)
     assert [row["status"] for row in kernel.rows(session_id="stopped")] == ["cancelled"]
-    assert shown(kernel.run("%%llm gpt-4o\nStill here").ok())[0] == "Still here"
+    assert kernel.run("%%llm gpt-4o\nStill here").ok().shown()[0] == "Still here"
 
 
 @every_python
-def test_a_front_end_that_fails_does_not_break_the_call(kernel: Screen) -> None:
+def test_a_front_end_that_fails_does_not_break_the_call(kernel: Kernel) -> None:
     kernel.run(
         "publisher = get_ipython().display_pub\n"
         "def broken(*args, **kwargs): raise OSError('no front end')\n"
@@ -357,7 +314,7 @@ def test_nbllm_shows_the_status(
 
 @every_python
 @pytest.mark.parametrize("name", ["sessions", "requests", "connections"])
-def test_nbllm_gives_frames_of_what_matters(kernel: Screen, name: str) -> None:
+def test_nbllm_gives_frames_of_what_matters(kernel: Kernel, name: str) -> None:
     kernel.run("%llm -s frames Hi").ok()
     kernel.run(f"frame = %nbllm {name}").ok()
     columns = kernel.value("list(frame.columns)")
@@ -369,12 +326,12 @@ def test_nbllm_gives_frames_of_what_matters(kernel: Screen, name: str) -> None:
 
 
 @every_python
-def test_nbllm_sets_and_tells_model_and_session(kernel: Screen, raw: RawServer) -> None:
+def test_nbllm_sets_and_tells_model_and_session(kernel: Kernel, raw: RawServer) -> None:
     before = kernel.run("%nbllm session").ok().displays[-1]["text/plain"]
     assert kernel.run("%nbllm session 'two words'").ok().displays[-1]["text/plain"] == "'two words'"
     assert kernel.run("%nbllm session").ok().displays[-1]["text/plain"] == "'two words'"
     assert kernel.run("%nbllm model gpt-4.1").ok().displays[-1]["text/plain"] == "'gpt-4.1'"
-    assert shown(kernel.run("%llm Hi").ok())[1].startswith("gpt-4.1 · two words · ")
+    assert kernel.run("%llm Hi").ok().shown()[1].startswith("gpt-4.1 · two words · ")
     assert raw.requests[-1].json["model"] == "gpt-4.1"
     kernel.run("nbllm.set_session(None); nbllm.configure(model=None)").ok()
     assert kernel.run("%nbllm session").ok().displays[-1]["text/plain"] == before
