@@ -128,7 +128,7 @@ def parse_cell(line: str, cell: str) -> Ask:
     Raises:
         UsageProblem: The line can't be read, or the cell is blank.
     """
-    words = _Words(line)
+    words = Words(line)
     given = _read_options(words)
     while (word := words.next()) is not None:
         given.setdefault("models", []).append(word.text)
@@ -144,7 +144,7 @@ def parse_line(line: str) -> Ask:
     Raises:
         UsageProblem: The options can't be read, or there is no prompt.
     """
-    words = _Words(line)
+    words = Words(line)
     given = _read_options(words)
     prompt = words.rest()
     if not prompt:
@@ -157,8 +157,6 @@ def _ask(prompt: str, given: Mapping[str, Any]) -> Ask:
     twice = next((model for model in models if models.count(model) > 1), None)
     if twice is not None:
         raise UsageProblem(f"the model {twice} is given twice")
-    if given.get("new") and given.get("no_history"):
-        raise UsageProblem("--new starts the conversation over and --no-history leaves it alone: give one")
     lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     return Ask(prompt=prompt, **{**given, **lists})
 
@@ -178,8 +176,8 @@ class _Word:
         return self.raw.startswith("-") and self.raw != "-"
 
 
-class _Words:
-    """The words of a line, one by one."""
+class Words:
+    """The words of a magic's line, one by one, each with its quotes (`raw`) and without (`text`)."""
 
     def __init__(self, line: str) -> None:
         self.line = line
@@ -240,7 +238,7 @@ def _json_end(line: str, here: int) -> int | None:
     return end if end == len(line) or line[end].isspace() else None
 
 
-def _read_options(words: _Words, given: dict[str, Any] | None = None) -> dict[str, Any]:
+def _read_options(words: Words, given: dict[str, Any] | None = None) -> dict[str, Any]:
     """Take options up to the first word that is none; `--` ends them."""
     given = {} if given is None else given
     while (word := words.peek()) is not None and word.is_flag:
@@ -268,6 +266,8 @@ def _option(flag: str) -> Option:
     for option in OPTIONS:
         if flag in option.flags:
             return option
+    if flag in ("-h", "--help"):
+        raise UsageProblem("%%llm? shows the options")
     flags = [flag for option in OPTIONS for flag in option.flags]
     hint = did_you_mean(flag, flags) or f"; there are {', '.join(flags)}"
     raise UsageProblem(f"there is no option {flag}{hint}")

@@ -1,13 +1,15 @@
 """Ask a model within a conversation: `ask`, `aask` and `Chat`, which is what the magics do too.
 
 Owns `Question` (one prompt, ready to be sent to one or several models), and `Answer`. What was said is
-`conversation`'s, the sending `client`'s. Called by users and by `magics`.
+`conversation`'s, the sending `client`'s. Called by users, `cells` and `commands`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, overload
 
 from . import conversation, fences, log, loops, tagging
@@ -15,12 +17,18 @@ from .attachments import content_parts
 from .client import acompletion
 from .conversation import Message
 from .exceptions import UsageProblem
-from .settings import default_model, settings
+from .keys import default_model
+from .settings import settings
 from .streaming import CompletionStream
 from .structured import as_response_format, json_value
 from .types import ChatCompletion, Usage, mimebundle
 
-JSON_ONLY = "Answer with JSON alone: no text around it."
+INSTRUCTIONS = {
+    "json": "Answer with JSON alone: no text around it.",
+    "code": "Answer with code alone, in a fenced block.",
+    "html": "Answer with one HTML page alone, in a fenced block.",
+}
+"""What the model is told where an answer of a certain form is wanted, beside the conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +107,9 @@ class Question:
         models: Whom to ask; empty for the default model. Aliases are fine.
         session_id: The conversation; None for the session in force.
         system: The system message from here on; None for the one in force.
-        images: Pictures and files that go along.
+        images: Pictures and files that go along; a text is a path or URL.
         schema: A class or a JSON schema that the answers must fit.
-        format: "json": ask for JSON and check that it is some.
+        form: What to ask for: one of `INSTRUCTIONS`, or None. That it is JSON is checked.
         history: Send the conversation along and keep this turn in it; False does neither.
         new: Start the conversation over.
         params: Further parameters of `acompletion`.
@@ -117,19 +125,26 @@ class Question:
         *,
         session_id: str | None = None,
         system: str | None = None,
-        images: Sequence[Any] = (),
+        images: Any = (),
         schema: Any = None,
-        format: str | None = None,
+        form: str | None = None,
         history: bool = True,
         new: bool = False,
         params: Mapping[str, Any] | None = None,
     ) -> None:
         if session_id is not None:
             tagging.check_session_id(session_id)
+        if new and not history:
+            raise UsageProblem(
+                "new (--new) starts the conversation over, and history=False (--no-history) leaves it alone: "
+                "give one of them"
+            )
+        if taken := _OURS.intersection(params or {}):
+            raise UsageProblem(f"{sorted(taken)[0]} can't be given here: use nbllm.acompletion for that")
         self.models = tuple(models) or (default_model(),)
         self.session_id = session_id or tagging.current_session()
         self.params = dict(params or {})
-        self.format = format
+        self.form = form
         self.schema = schema
         self.history = history
         self.user: Message = {"role": "user", "content": _content(content, images)}
@@ -138,8 +153,9 @@ class Question:
             if "response_format" in self.params:
                 raise UsageProblem("schema and response_format say the same thing: give one of them")
             self.params["response_format"] = as_response_format(schema)
-        place = self._conversation.place(tagging.current_cell(), settings().on_rerun, new=new)
-        self.place = place if history else conversation.Place(())
+        self.place = conversation.Place(())
+        if history:
+            self.place = self._conversation.place(tagging.current_cell(), settings().on_rerun, new=new)
 
     @property
     def _conversation(self) -> conversation.Conversation:
@@ -151,8 +167,8 @@ class Question:
         if system is None and not any(turn.system for turn in self.place.before):
             system = settings().system
         messages = self.place.messages(model, self.user, system)
-        if self.format == "json" and "response_format" not in self.params:
-            messages.insert(-1, {"role": "system", "content": JSON_ONLY})
+        if self.form in INSTRUCTIONS and "response_format" not in self.params:
+            messages.insert(-1, {"role": "system", "content": INSTRUCTIONS[self.form]})
         return messages
 
     @overload
@@ -177,7 +193,7 @@ class Question:
         """
         if self.schema is not None:
             completion.parsed  # noqa: B018 - raises
-        elif self.format == "json":
+        elif self.form == "json":
             json_value(completion.text)
 
     def keep(self, texts: Mapping[str, str]) -> None:
@@ -187,11 +203,25 @@ class Question:
             self._conversation.keep(self.place, conversation.Turn(self.user, said, self.system))
 
 
-def _content(content: Any, images: Sequence[Any]) -> Any:
+# What a question says itself to `acompletion`.
+_OURS = frozenset(("model", "messages", "stream", "session_id"))
+
+
+def _content(content: Any, images: Any) -> Any:
     """A message's content in the wire form: pictures as they are now, not as they will be in later turns."""
-    if not images:
+    given = images if isinstance(images, (list, tuple)) else [images]
+    if not given:
         return content if isinstance(content, str) else content_parts(content)
-    return content_parts([*([content] if isinstance(content, str) else content), *images])
+    return content_parts([*([content] if isinstance(content, str) else content), *map(_picture, given)])
+
+
+def _picture(image: Any) -> Any:
+    """A picture as a message takes it, where a text would be a text."""
+    if not isinstance(image, str):
+        return image
+    if image.startswith(("http://", "https://", "data:")):
+        return {"type": "image_url", "image_url": {"url": image}}
+    return Path(os.path.expanduser(image))
 
 
 async def aask(
@@ -200,9 +230,9 @@ async def aask(
     *,
     session_id: str | None = None,
     system: str | None = None,
-    images: Sequence[Any] = (),
+    images: Any = (),
     schema: Any = None,
-    format: str | None = None,
+    json: bool = False,
     history: bool = True,
     new: bool = False,
     **params: Any,
@@ -217,9 +247,9 @@ async def aask(
         model: As for `acompletion`, or an alias; default: that of `%%llm`.
         session_id: Which conversation; default: the session in force.
         system: System message, which holds from here on in this conversation.
-        images: Paths, URLs, bytes, PIL images or matplotlib figures that go along.
+        images: Paths, URLs, bytes, PIL images or matplotlib figures that go along; one of them, or a list.
         schema: A pydantic class, dataclass, other type or JSON schema: `answer.parsed` is an object of it.
-        format: "json" asks for JSON, and an answer that is none is an error.
+        json: Ask for JSON; an answer that is none is an error.
         history: False sends the prompt alone, and leaves the conversation as it is.
         new: Start the conversation over.
         **params: Further parameters of `acompletion`: temperature, base_url, timeout, …
@@ -238,7 +268,7 @@ async def aask(
         system=system,
         images=images,
         schema=schema,
-        format=format,
+        form="json" if json else None,
         history=history,
         new=new,
         params=params,
@@ -256,9 +286,9 @@ def ask(
     *,
     session_id: str | None = None,
     system: str | None = None,
-    images: Sequence[Any] = (),
+    images: Any = (),
     schema: Any = None,
-    format: str | None = None,
+    json: bool = False,
     history: bool = True,
     new: bool = False,
     **params: Any,
@@ -272,7 +302,7 @@ def ask(
             system=system,
             images=images,
             schema=schema,
-            format=format,
+            json=json,
             history=history,
             new=new,
             **params,
@@ -303,6 +333,8 @@ class Chat:
 
     async def aask(self, prompt: Any, model: str | None = None, **params: Any) -> Answer:
         """Ask, within this conversation; arguments, result and errors as `nbllm.aask`."""
+        if "session_id" in params:
+            raise UsageProblem("a Chat has its session_id: make another one by nbllm.Chat(session_id)")
         given = {**self._params, **params}
         return await aask(prompt, model or self.model, session_id=self.session_id, **given)
 

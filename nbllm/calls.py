@@ -23,7 +23,7 @@ from . import failures, limits, loops, retries, tagging, tracing, transport
 from .exceptions import APIError, UsageProblem
 from .providers import HttpRequest, Route, errors, resolve
 from .providers.base import merged_headers
-from .settings import client_timeout, model_of, settings
+from .settings import check_retries, client_timeout, model_of, settings
 from .types import parse
 
 T = TypeVar("T")
@@ -121,9 +121,7 @@ def checked_options(
     if timeout is not None:
         options.timeout = client_timeout(timeout)
     if (times := max_retries if num_retries is None else num_retries) is not None:
-        if isinstance(times, bool) or not isinstance(times, int) or times < 0:
-            raise UsageProblem(f"num_retries must be a whole number, 0 for none; got {times!r}")
-        options.retries = times
+        options.retries = check_retries(times)
     if fallbacks is not None:
         options.fallbacks = _fallbacks(fallbacks)
     return options
@@ -249,7 +247,7 @@ async def _ask(
     if options.extra_headers:
         _keep_header_secrets(options.extra_headers)
     if request.params is not None and _SECRET_FIELD.search(request.params):
-        _keep_secrets(parse(request.params))
+        keep_secrets(parse(request.params))
     provider = route.provider.name
     most = settings().num_retries if options.retries is None else options.retries
     call.provider, call.model, call.params = provider, route.model, request.params
@@ -378,14 +376,14 @@ _SECRET_NAME = re.compile(r"api[_-]?key|authorization|password|secret|(access|au
 _SECRET_FIELD = re.compile(_SECRET_NAME.pattern.encode(), re.IGNORECASE)
 
 
-def _keep_secrets(value: Any) -> None:
+def keep_secrets(value: Any) -> None:
     """Have masked, wherever nbllm writes text, what stands in parameters under the names that keys go by."""
     if isinstance(value, Mapping):
         for name, item in value.items():
             if isinstance(item, str) and _SECRET_NAME.search(str(name)):
                 tracing.keep_secret(item.rpartition(" ")[2])
             else:
-                _keep_secrets(item)
+                keep_secrets(item)
     elif isinstance(value, list):
         for item in value:
-            _keep_secrets(item)
+            keep_secrets(item)

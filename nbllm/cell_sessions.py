@@ -55,6 +55,7 @@ def uninstall(shell: Any) -> None:
             shell.events.unregister(event, hook)
         except ValueError:
             pass
+    _leave()
 
 
 def _as_line_magic(lines: list[str]) -> list[str]:
@@ -74,6 +75,8 @@ def _before_cell(info: Any) -> None:
 
 
 def _after_cell(result: Any) -> None:
+    if result is not None and not (result.info.raw_cell or "").strip():
+        return  # no hook is called before an empty cell
     _state.depth = max(0, _state.depth - 1)
     if _state.depth:
         return
@@ -94,11 +97,11 @@ def _leave() -> None:
 
 def _tell(run_id: str) -> None:
     """One line about what the cell sent, with the requests' ids in the output's metadata."""
-    from . import frames, rendering
+    from . import footers, frames, output_metadata, rendering
     from .formats import View
 
     requests = [SimpleNamespace(**row) for row in frames.rows_of_run(run_id)]
     if not requests:
         return
-    metadata = {"nbllm": {"requests": [rendering.metadata(request) for request in requests]}}
-    rendering.NotebookSink().show(View(footer=rendering.summary(requests)), metadata)
+    view = View(footer=footers.summary(requests))
+    rendering.NotebookSink().show(view, output_metadata.pack(requests))

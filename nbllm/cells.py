@@ -7,12 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import columns, interpolation, kernel, log, loops, rendering, settings, tagging, tracing
+from . import (
+    calls,
+    columns,
+    footers,
+    history,
+    interpolation,
+    keys,
+    log,
+    loops,
+    output_metadata,
+    providers,
+    rendering,
+    settings,
+    tagging,
+    tracing,
+)
 from .arguments import Ask
 from .asking import Answer, Question
 from .exceptions import APIError, APIResponseValidationError, UsageProblem, did_you_mean
@@ -20,6 +35,7 @@ from .formats import View
 from .interpolation import Prompt
 from .kept import kept
 from .streaming import CompletionStream
+from .structured import response_format
 from .types import ChatCompletion, Message
 
 PATIENCE = 0.5
@@ -41,33 +57,20 @@ def run(shell: Any, asked: Ask) -> None:
         NbllmError: The prompt can't be made up, or a call failed; what had come of the answers is shown.
         KeyboardInterrupt: The user stopped it; likewise.
     """
-    prompt, system = _expanded(asked, asked.prompt, shell), None
-    if asked.system is not None:
-        system = _expanded(asked, asked.system, shell).text
-    if isinstance(prompt.content, str) and not prompt.content.strip():
-        raise UsageProblem("the prompt is empty once its variables are put in")
-    content = prompt.content
-    if asked.context and (before := kernel.cells_before(shell, asked.context)):
-        content = [before, *([content] if isinstance(content, str) else content)]
-    question = Question(
-        content,
-        asked.models,
-        session_id=asked.session,
-        system=system,
-        images=[_image(value, shell.user_ns) for value in asked.images],
-        schema=None if asked.schema is None else _variable("--schema", asked.schema, shell.user_ns),
-        format=asked.format or settings.settings().format,
-        history=not asked.no_history,
-        new=asked.new,
-        params={**asked.params, **({} if asked.base_url is None else {"base_url": asked.base_url})},
-    )
+    prompt = _expanded(asked, asked.prompt, shell)
+    form = asked.format or settings.settings().format
+    question = _question(asked, prompt, form, shell)
+    if len(question.models) > 1:  # a name that leads nowhere must not be found when others are paid for
+        for model in question.models:
+            providers.resolve(settings.model_of(model), base_url=asked.base_url)
     if asked.dry_run:
         print(_dry_run(question, prompt))
         return
     notes = [f"{variable.expression}: {variable.notice}" for variable in prompt.variables if variable.notice]
-    if not asked.models and (hint := _key_hint(question.models[0])):
+    if not asked.models and (hint := keys.demo_hint()):
         notes.append(hint)
-    answering = _Answering(question, asked, " · ".join(notes), shell)
+    sinks = _sinks(question.models, asked, form, in_notebook=getattr(shell, "kernel", None) is not None)
+    answering = _Answering(question, sinks, " · ".join(notes), streams=not asked.no_stream)
     try:
         loops.run_sync(answering.run())
     finally:
@@ -75,19 +78,42 @@ def run(shell: Any, asked: Ask) -> None:
         if asked.output is not None and answers:
             several = len(question.models) > 1
             shell.user_ns[asked.output] = answers if several else next(iter(answers.values()))
-    if question.format == "code":
-        _offer(shell, "\n\n".join(answer.code for answer in answers.values()))
+    first = next(iter(answers.values()))
+    if form == "code" and not asked.quiet and first.code != first.text.strip():  # the latter is prose
+        _offer(shell, first.code)
+
+
+def _question(asked: Ask, prompt: Prompt, form: str, shell: Any) -> Question:
+    content = prompt.content
+    if isinstance(content, str) and not content.strip():
+        raise UsageProblem("the prompt is empty once its variables are put in")
+    if asked.context and (before := history.cells_before(shell, asked.context)):
+        content = [before, *([content] if isinstance(content, str) else content)]
+    return Question(
+        content,
+        asked.models,
+        session_id=asked.session,
+        system=None if asked.system is None else _expanded(asked, asked.system, shell).text,
+        images=[_image(image, shell.user_ns) for image in asked.images],
+        schema=None if asked.schema is None else _variable("--schema", asked.schema, shell.user_ns),
+        form=form,
+        history=not asked.no_history,
+        new=asked.new,
+        params={**asked.params, **({} if asked.base_url is None else {"base_url": asked.base_url})},
+    )
 
 
 class _Answering:
     """The answers to one question as they come."""
 
-    def __init__(self, question: Question, asked: Ask, note: str, shell: Any) -> None:
+    def __init__(
+        self, question: Question, sinks: Sequence[rendering.Sink], note: str, *, streams: bool
+    ) -> None:
         self.answers: dict[str, Answer] = {}
         self._question = question
-        self._streams = not asked.no_stream
+        self._streams = streams
         self._note = note
-        self._sinks = _sinks(question, asked, in_notebook=getattr(shell, "kernel", None) is not None)
+        self._sinks = sinks
 
     async def run(self) -> None:
         """Ask all models at once; the first error is raised when all have ended."""
@@ -158,15 +184,14 @@ class _Answering:
     ) -> None:
         if record is not None and record.status == "ok":
             await asyncio.to_thread(log.price, record)  # the first one loads the price table
-        parts = (rendering.footer(record, mark=mark), self._note)
+        parts = (footers.footer(record, mark=mark), self._note)
         message = (answer.choices[0].message if answer.choices else None) or Message()
         view = View(
             text=answer.text or message.refusal or ("(no text)" if mark is None else ""),
             reasoning=answer.reasoning,
             footer=" · ".join(part for part in parts if part),
         )
-        requests = [] if record is None else [rendering.metadata(record)]
-        display.finish(view, {"nbllm": {"requests": requests}})
+        display.finish(view, output_metadata.pack([] if record is None else [record]))
 
 
 class _Waiting:
@@ -197,18 +222,12 @@ class _Waiting:
         self._timer = asyncio.get_running_loop().call_later(1, self._tell)
 
 
-def _sinks(question: Question, asked: Ask, *, in_notebook: bool) -> list[rendering.Sink]:
-    form = question.format or "md"
+def _sinks(titles: Sequence[str], asked: Ask, form: str, *, in_notebook: bool) -> list[rendering.Sink]:
     if asked.quiet:
-        return [rendering.NullSink() for _ in question.models]
-    if len(question.models) == 1:
+        return [rendering.NullSink() for _ in titles]
+    if len(titles) == 1:
         return [rendering.NotebookSink(form) if in_notebook else rendering.TerminalSink(form)]
-    titles = question.models
-    together: columns.Columns | columns.TerminalColumns
-    together = (
-        columns.Columns(titles, format=form) if in_notebook else columns.TerminalColumns(titles, format=form)
-    )
-    return [together.sink(index) for index in range(len(titles))]
+    return columns.notebook_sinks(titles, form) if in_notebook else columns.terminal_sinks(titles, form)
 
 
 def _expanded(asked: Ask, text: str, shell: Any) -> Prompt:
@@ -225,21 +244,9 @@ def _variable(flag: str, name: str, namespace: Mapping[str, Any]) -> Any:
 
 def _image(value: str, namespace: Mapping[str, Any]) -> Any:
     """What `-i` names: a variable's value, or a URL or path."""
-    named: Any = namespace.get(value, value)
-    if not isinstance(named, str):
-        return named
-    if named.startswith(("http://", "https://", "data:")):
-        return {"type": "image_url", "image_url": {"url": named}}
-    path = Path(named).expanduser()
-    if not path.exists():
+    if value.isidentifier() and value not in namespace and not os.path.exists(value):
         raise UsageProblem(f"-i {value}: there is no such file or variable{did_you_mean(value, namespace)}")
-    return path
-
-
-def _key_hint(model: str) -> str | None:
-    """What to do where the demo model answers because there is no key."""
-    is_chosen = settings.settings().model is not None
-    return None if is_chosen or not model.startswith("demo/") else "no key is set: %nbllm key openai"
+    return namespace.get(value, value)
 
 
 def _offer(shell: Any, code: str) -> None:
@@ -254,10 +261,12 @@ def _offer(shell: Any, code: str) -> None:
 
 def _dry_run(question: Question, prompt: Prompt) -> str:
     """What would be sent, for reading."""
+    calls.keep_secrets(question.params)
     lines = [f"Nothing was sent. Session: {question.session_id}"]
     for model in question.models:
         lines += ["", f"to {model}", *map(_message, question.messages(model))]
     for name, value in question.params.items():
+        value = response_format(value)[0] if name == "response_format" else value
         lines.append(f"{name}: {json.dumps(value, default=repr, ensure_ascii=False)}")
     if prompt.variables:
         lines += ["", "Variables"]

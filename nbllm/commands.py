@@ -7,20 +7,25 @@ does too. Called by `magics`, whose loading must be quick: what only one command
 from __future__ import annotations
 
 import json
+import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import frames, log, settings, tagging, tracing
-from .arguments import unquoted
+from .arguments import Words, unquoted
 from .exceptions import AuthenticationError, UsageProblem, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from .diagnosis import Diagnosis
+
+
+MODELS_SECONDS = 10
+"""How long `%nbllm models` waits for a provider."""
 
 
 def run(line: str) -> Any:
@@ -46,7 +51,8 @@ def help_text() -> str:
     """The commands, one per line, for a docstring."""
     rows = [("", "model, session, HTTP session, spend and log, in one screen")]
     rows += [(f" {name} {command.argument}".rstrip(), command.help) for name, command in COMMANDS.items()]
-    return "\n".join(f"  {'%nbllm' + left:<34}  {right}" for left, right in rows)
+    width = max(len(left) for left, _ in rows)
+    return "\n".join(f"  %nbllm{left:<{width}}  {right}" for left, right in rows)
 
 
 # -- status ----------------------------------------------------------------------------------------
@@ -71,7 +77,7 @@ def status() -> str:
             age = (time.time() - connections["opened_at"].min().timestamp()) / 60
             http += f" · first opened {age:.0f} min ago"
     rows = {
-        "model": settings.default_model(),
+        "model": keys.default_model(),
         "session": chat.session_id + said,
         "HTTP session": http,
         "requests": _spend(requests),
@@ -108,7 +114,7 @@ SHOWN: dict[str, str] = {
     ),
     "requests": (
         "execution_count session_id request_model status error_type input_tokens output_tokens cost_usd "
-        "ttft_ms duration_ms connection_reused connection_reason connection_id started_at"
+        "ttft_ms duration_ms connection_reused connection_reason"
     ),
     "connections": (
         "connection_id host port tls_version requests connect_ms bytes_sent bytes_received opened_at "
@@ -123,15 +129,14 @@ def _sessions(_: str) -> pd.DataFrame:
 
 def _requests(value: str) -> pd.DataFrame:
     session, errors = None, False
-    words = value.split()
-    while words:
-        word = words.pop(0)
-        if word == "--errors":
+    words = Words(value)
+    while (word := words.next()) is not None:
+        if word.raw == "--errors":
             errors = True
-        elif word in ("-s", "--session") and words:
-            session = words.pop(0)
+        elif word.raw in ("-s", "--session") and (named := words.next()) is not None:
+            session = named.text
         else:
-            raise UsageProblem(f"%nbllm requests takes -s SESSION and --errors; got {word!r}")
+            raise UsageProblem(f"%nbllm requests takes -s SESSION and --errors; got {word.text!r}")
     frame = frames.requests(session=session)
     return _shown("requests", frame[frame["status"] == "error"] if errors else frame)
 
@@ -155,7 +160,7 @@ def _tells(column: pd.Series[Any]) -> bool:
 
 
 def _model(value: str) -> str:
-    from . import providers
+    from . import keys, providers
 
     if value:
         try:
@@ -163,10 +168,21 @@ def _model(value: str) -> str:
         except AuthenticationError:  # the key may come later
             pass
         settings.configure(model=value)
-    return settings.default_model()
+    return keys.default_model()
+
+
+def _check_model(name: str) -> None:
+    from . import providers
+
+    try:
+        providers.resolve(settings.model_of(name))
+    except AuthenticationError:  # the key may come later
+        pass
 
 
 def _session(value: str) -> str:
+    if value.startswith("--") and value != "--default":
+        raise UsageProblem(f"%nbllm session takes NAME or --default; got {value!r}")
     if value:
         tagging.set_session(None if value == "--default" else value)
     return tagging.current_session()
@@ -179,6 +195,7 @@ def _alias(value: str) -> dict[str, str]:
         if not equals:
             raise UsageProblem(f"%nbllm alias takes NAME=MODEL, or NAME= to forget it; got {value!r}")
         if model:
+            _check_model(model)
             aliases[name] = model
         else:
             aliases.pop(name, None)
@@ -189,13 +206,21 @@ def _alias(value: str) -> dict[str, str]:
 def _config(_: str) -> pd.DataFrame:
     import pandas as pd
 
+    from . import keys
+
     rows = [(name, value, source) for name, (value, source) in settings.sources().items()]
+    told = {"model": keys.default_model(), "log": log.path() or "in memory"}
+    rows = [(name, told.get(name, value), source) for name, value, source in rows]
     return pd.DataFrame(rows, columns=["setting", "value", "from"], dtype=object).set_index("setting")
 
 
 def _key(value: str) -> None:
     from . import keys
 
+    if value and not re.fullmatch("[a-z_]{1,20}", value):  # it may be the key itself: it is not shown
+        raise UsageProblem(
+            "%nbllm key takes the name of a provider alone, and asks for the key: %nbllm key openai"
+        )
     print(f"{keys.set_key(value or 'openai')} is set for this kernel")
 
 
@@ -207,7 +232,7 @@ def _models(_: str) -> pd.DataFrame:
 
     from . import endpoints
 
-    frame = pd.DataFrame(endpoints.models())
+    frame = pd.DataFrame(endpoints.models(timeout=MODELS_SECONDS))
     if len(frame):  # as one types it
         frame.insert(0, "model", frame["provider"] + "/" + frame["id"])
     return frame
@@ -223,27 +248,41 @@ def _reset(value: str) -> None:
 
 
 def _export(value: str) -> None:
-    from .asking import Chat
-
-    path = Path(value).expanduser()
-    suffix = path.suffix.lower()
-    if not path.parent.is_dir():
-        raise UsageProblem(f"there is no folder {str(path.parent)!r}")
-    if suffix == ".csv":
-        frames.requests().to_csv(path, index=False)
-    elif suffix == ".jsonl":
-        frames.requests().to_json(path, orient="records", lines=True, date_format="iso")
-    elif suffix == ".json":
-        messages = json.dumps(Chat().messages, ensure_ascii=False, indent=1)
-        path.write_text(messages + "\n", encoding="utf-8")
-    elif suffix == ".md":
-        path.write_text(Chat().markdown() + "\n", encoding="utf-8")
-    else:
+    path = os.path.expanduser(value)
+    write = _WRITERS.get(os.path.splitext(path)[1].lower())
+    if write is None:
         raise UsageProblem(
             "%nbllm export writes this kernel's requests to PATH.csv or PATH.jsonl, and the conversation of "
             f"this session to PATH.md or PATH.json; got {value!r}"
         )
+    text = tracing.redact(write())
+    try:
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageProblem(f"{value} can't be written: {reason}") from None
     print(f"wrote {path}")
+
+
+def _messages() -> str:
+    from .asking import Chat
+
+    return json.dumps(Chat().messages, ensure_ascii=False, indent=1) + "\n"
+
+
+def _conversation() -> str:
+    from .asking import Chat
+
+    return Chat().markdown() + "\n"
+
+
+_WRITERS: dict[str, Callable[[], str]] = {
+    ".csv": lambda: frames.requests().to_csv(index=False),
+    ".jsonl": lambda: frames.requests().to_json(orient="records", lines=True, date_format="iso"),
+    ".json": _messages,
+    ".md": _conversation,
+}
 
 
 def _doctor(_: str) -> Diagnosis:
@@ -267,6 +306,10 @@ class Command:
     run: Callable[[str], Any]
 
 
+def _help(_: str) -> None:
+    print(help_text())
+
+
 COMMANDS: dict[str, Command] = {
     "sessions": Command(
         "", "a DataFrame: the sessions of this kernel; all columns: nbllm.sessions()", _sessions
@@ -283,4 +326,5 @@ COMMANDS: dict[str, Command] = {
     "export": Command("PATH", "requests to .csv or .jsonl, the conversation to .md or .json", _export),
     "doctor": Command("", "check keys, endpoints, log, connections; nbllm.doctor()", _doctor),
     "close": Command("", "close the connections; the next request opens new ones; nbllm.close()", _close),
+    "help": Command("", "these lines", _help),
 }

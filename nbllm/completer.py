@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import log, names, pricing, settings, tagging, tracing
+from . import keys, log, names, pricing, settings, tagging, tracing
 from .arguments import OPTIONS, Option
 from .commands import COMMANDS
 from .exceptions import NbllmError
@@ -250,7 +250,7 @@ def _models(with_prefix: bool) -> Iterator[Suggestion]:
         yield Suggestion(alias, "alias")
     for provider, model in _logged("provider, request_model", "request_model IS NOT NULL"):
         yield Suggestion(model if provider in (None, *_BARE) else f"{provider}/{model}", "model")
-    yield Suggestion(settings.default_model(), "model")
+    yield Suggestion(keys.default_model(), "model")
     for model in DEMO_MODELS:
         yield Suggestion(f"demo/{model}", "model")
     for provider in _BARE:

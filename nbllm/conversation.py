@@ -25,7 +25,7 @@ class Turn:
         answers: The answers' texts, by the model that was asked; several where models answered side by side.
         system: The system message that was given with it, and holds from here on; None for the one before.
         cell_id: Cell that asked; None where it keeps no place for a cell that runs again.
-        run_id: Run of that cell.
+        run: Which run of that cell, counted.
         number: How many questions that run had asked before.
     """
 
@@ -33,7 +33,7 @@ class Turn:
     answers: Mapping[str, str]
     system: str | None = None
     cell_id: str | None = None
-    run_id: str | None = None
+    run: int = 0
     number: int = 0
 
     def answer_for(self, model: str) -> str:
@@ -48,18 +48,18 @@ class Place:
     Attributes:
         before: The turns that are sent along.
         cell_id: See `Turn`; None for the end of the conversation.
-        run_id: See `Turn`.
+        run: See `Turn`.
         number: See `Turn`.
         cuts: Whether what comes after it is left out from then on.
-        clears: Whether the conversation starts over with it.
+        ends: Turns that are gone once it is there, as where the conversation starts over.
     """
 
     before: tuple[Turn, ...]
     cell_id: str | None = None
-    run_id: str | None = None
+    run: int = 0
     number: int = 0
     cuts: bool = False
-    clears: bool = False
+    ends: tuple[Turn, ...] = ()
 
     def messages(self, model: str, user: Message, system: str | None) -> list[Message]:
         """What is sent to `model`: the system message in force, the turns before, and `user`."""
@@ -75,7 +75,8 @@ class Conversation:
 
     def __init__(self) -> None:
         self.turns: list[Turn] = []
-        self._runs: dict[str, tuple[str | None, int]] = {}  # by cell: its last run, and that run's questions
+        # By cell: its last run, the number of it, and of the questions that it has asked.
+        self._runs: dict[str, tuple[str | None, int, int]] = {}
 
     def messages(self) -> list[Message]:
         """All that was said, in OpenAI's shape; of several answers the first."""
@@ -95,24 +96,30 @@ class Conversation:
             new: Start over.
         """
         cell_id = None if on_rerun == "append" else cell.cell_id
+        ends = tuple(self.turns) if new else ()
         if cell_id is None:
-            return Place(() if new else tuple(self.turns), clears=new)
-        last_run, asked = self._runs.get(cell_id, (None, 0))
-        number = asked if last_run == cell.run_id else 0
-        self._runs[cell_id] = (cell.run_id, number + 1)
-        place = Place((), cell_id, cell.run_id, number, cuts=on_rerun == "fork", clears=new)
+            return Place(() if new else tuple(self.turns), ends=ends)
+        last_run, run, asked = self._runs.get(cell_id, (None, 0, 0))
+        if last_run != cell.run_id:
+            run, asked = run + 1, 0
+        self._runs[cell_id] = (cell.run_id, run, asked + 1)
+        place = Place((), cell_id, run, asked, cuts=on_rerun == "fork", ends=ends)
         return place if new else replace(place, before=tuple(self.turns[: self._index(place)]))
 
     def keep(self, place: Place, turn: Turn) -> None:
-        """Put a turn in its place; what an earlier run of its cell left goes."""
-        turn = replace(turn, cell_id=place.cell_id, run_id=place.run_id, number=place.number)
-        if place.clears:
-            self.turns.clear()
+        """Put a turn in its place; what an earlier run of its cell left goes.
+
+        An answer that comes when the cell has run again, and that run has been answered, comes too late.
+        """
+        turn = replace(turn, cell_id=place.cell_id, run=place.run, number=place.number)
+        self.turns = [one for one in self.turns if not any(one is gone for gone in place.ends)]
         if place.cell_id is None:
             self.turns.append(turn)
             return
+        if any(one.cell_id == place.cell_id and one.run > place.run for one in self.turns):
+            return
         index = self._index(place)
-        after = [] if place.cuts else [kept for kept in self.turns[index:] if not _is_earlier(kept, place)]
+        after = [] if place.cuts else [one for one in self.turns[index:] if not _is_earlier(one, place)]
         self.turns[index:] = [turn, *after]
 
     def _index(self, place: Place) -> int:
@@ -125,7 +132,7 @@ class Conversation:
 
 
 def _is_earlier(turn: Turn, place: Place) -> bool:
-    return turn.cell_id == place.cell_id and turn.run_id != place.run_id
+    return turn.cell_id == place.cell_id and turn.run < place.run
 
 
 def _system(turns: tuple[Turn, ...]) -> str | None:

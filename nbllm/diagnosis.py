@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from yarl import URL
 
-from . import environment, frames, log, loops, markdown, providers, settings, tracing, transport
+from . import environment, frames, keys, log, loops, markdown, providers, settings, tracing, transport
 from .exceptions import UsageProblem
 
 CONNECT_SECONDS = 3.0
@@ -142,8 +142,8 @@ def _failed(name: str, error: Exception) -> Check:
 
 def _foreign(text: str) -> str:
     """Text that came from outside, as it can be shown: without keys and control characters."""
-    for provider in providers.PROVIDERS.values():
-        for variable in _key_variables(provider):
+    for provider in providers.PROVIDERS:
+        for variable in keys.key_variables(provider):
             tracing.keep_secret(environment.environ().get(variable))
     return "".join(c if c.isprintable() else " " for c in tracing.redact(text))
 
@@ -180,23 +180,13 @@ def _versions() -> list[Check]:
     return checks
 
 
-def _key_variables(provider: providers.Provider) -> tuple[str, ...]:
-    # Azure takes a token of Microsoft Entra in place of a key.
-    return (*provider.key_variables, *(("AZURE_AD_TOKEN",) if provider.name == "azure" else ()))
-
-
-def _set_variable(variables: tuple[str, ...], env: Mapping[str, str]) -> str | None:
-    """The variable that counts: the first that is set."""
-    return next((variable for variable in variables if env.get(variable)), None)
-
-
 def _keys() -> list[Check]:
     env = environment.environ()
     found = []
-    for provider in providers.PROVIDERS.values():
-        if (variable := _set_variable(_key_variables(provider), env)) is not None:
+    for provider in providers.PROVIDERS:
+        if (variable := keys.set_variable(provider, env)) is not None:
             source = "" if variable in os.environ else " in .env"
-            found.append(f"{provider.name} ({variable}{source})")
+            found.append(f"{provider} ({variable}{source})")
     if found:
         return [Check("keys", "ok", f"set for {', '.join(found)}")]
     remedy = "%nbllm key openai asks for one, hidden"
@@ -211,8 +201,8 @@ async def _endpoints() -> list[Check]:
         env = environment.environ()
         chosen = [
             provider
-            for provider in providers.PROVIDERS.values()
-            if _set_variable((*_key_variables(provider), *provider.base_url_variables), env)
+            for name, provider in providers.PROVIDERS.items()
+            if keys.set_variable(name, env) or keys.address_variable(name, env)
         ]
         return await asyncio.gather(*(_endpoint(provider, env) for provider in chosen))
     except Exception as error:
@@ -228,14 +218,14 @@ async def _endpoint(provider: providers.Provider, env: Mapping[str, str]) -> Che
 
 
 async def _reached(name: str, provider: providers.Provider, env: Mapping[str, str]) -> Check:
-    variable = _set_variable(provider.base_url_variables, env)
+    variable = keys.address_variable(provider.name, env)
     if provider.base_url is None and variable is None:
         remedy = f"set {provider.base_url_variables[0]}, or give base_url= to each call"
         return Check(name, "note", "there is a key, but no address", remedy)
     try:
         url = URL(providers.resolve(f"{provider.name}/any", environ=env).base_url)
     except UsageProblem as error:
-        named = [v for v in (variable, _set_variable(_key_variables(provider), env)) if v is not None]
+        named = [v for v in (variable, keys.set_variable(provider.name, env)) if v is not None]
         return Check(name, "problem", _foreign(str(error)), f"set {' or '.join(named)} anew")
     proxy = _proxy_for(url)
     where = _foreign(_address(proxy or url))

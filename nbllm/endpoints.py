@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import aiohttp
 
-from . import calls, environment, loops, tracing
+from . import calls, keys, loops, tracing
 from .embeddings import Embedding, EmbeddingResponse
 from .exceptions import APIError, UnsupportedParamsError, UsageProblem, did_you_mean
 from .media import ImagesResponse, MediaUsage, Speech, Transcription
@@ -228,9 +228,8 @@ async def _models_of(name: str, options: calls.Options) -> ModelList:
 
 def _is_configured(name: str) -> bool:
     """Whether the environment has what it takes to ask a provider; of a server of one's own, its address."""
-    provider = PROVIDERS[name]
-    if provider.key_optional:
-        return any(map(environment.environ().get, (*provider.base_url_variables, *provider.key_variables)))
+    if PROVIDERS[name].key_optional:
+        return name in keys.configured_providers()
     try:
         resolve(f"{name}/x")
     except (APIError, UsageProblem):

@@ -141,7 +141,7 @@ def _parsed(text: str, path: str) -> dict[str, str]:
         numbers = ", ".join(str(_first_line(original)) for original in broken)
         warn_once(f"{path}: line {numbers} is not of the form NAME=value and was passed over")
     good = "".join(line.original.string for line in lines if not line.error)
-    found = dotenv_values(stream=io.StringIO(good))
+    found = dotenv_values(stream=io.StringIO(good), interpolate=False)
     return {name: value for name, value in found.items() if value is not None}
 
 

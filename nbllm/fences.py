@@ -1,7 +1,7 @@
 """The code fences of Markdown: where code begins and ends in it, and what language it is in.
 
-Owns `Fence`, `blocks`, `code_of` and `fenced`. Pure text to text; what makes an answer
-harmless, and what shows only its code, read it through these.
+Owns `Fence`, `blocks`, `code_of`, `unfenced` and `fenced`. Pure text to text; what makes an answer harmless,
+shows only its code, or takes it for JSON, reads it through these.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 # Containers that a fence can stand in, the fence, its language.
 _FENCE = re.compile(r"((?:[ \t>]|[-*+][ \t]|\d{1,9}[.)][ \t])*)(`{3,}|~{3,})(.*)")
 _LANGUAGE = re.compile(r"\s*([\w+#.-]*)")
+# What models put around JSON and Markdown takes for no fence: the marks share a line with what they enclose.
+_TIGHT = re.compile(r"(`{3,9}+)(?:json\w*)?((?:(?!\1).)*+)\1", re.DOTALL | re.IGNORECASE)
 _PYTHON = {"py", "py3", "python3", "ipython", "ipython3"}
 
 
@@ -88,7 +90,7 @@ def code_of(text: str, *, prefer: str = "python") -> str:
 
 def code_and_language(text: str, *, prefer: str = "python") -> tuple[str, str]:
     """As `code_of`, with the language, lower-case; empty where the answer names none."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = with_line_feeds(text)
     fences = [(_normal(block.language), block) for block in blocks(text) if isinstance(block, Fence)]
     if not fences:
         return text, ""
@@ -98,11 +100,32 @@ def code_and_language(text: str, *, prefer: str = "python") -> tuple[str, str]:
     return "\n\n".join(parts), wanted
 
 
+def unfenced(text: str) -> str:
+    """What stands in the fence that is all of `text`, in whatever language and be it open; else `text`."""
+    whole = with_line_feeds(text).strip()
+    parts = blocks(whole)
+    fence = parts[0] if len(parts) == 1 and isinstance(parts[0], Fence) else None
+    is_loose = fence is None or fence.end is None or re.search(r"[{\[]", fence.info)
+    if is_loose and (tight := _TIGHT.fullmatch(whole)):
+        return tight[2]
+    return text if fence is None else "\n".join(fence.dedented())
+
+
 def fenced(code: str, language: str = "") -> str:
-    """`code` in a fence that is longer than any in it."""
-    longest = max(map(len, re.findall(r"`{3,}", code)), default=2)
-    mark = "`" * (longest + 1)
+    """`code` in a fence that holds it."""
+    mark = mark_around(code)
     return f"{mark}{language}\n{code}\n{mark}"
+
+
+def mark_around(code: str) -> str:
+    """A fence's mark that is longer than any in `code`."""
+    longest = max(map(len, re.findall(r"`{3,}", code)), default=2)
+    return "`" * (longest + 1)
+
+
+def with_line_feeds(text: str) -> str:
+    """`text` with a line feed, and nothing else, at the end of each line."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _normal(language: str) -> str:

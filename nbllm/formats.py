@@ -115,7 +115,7 @@ def _cut(view: View, format: str) -> tuple[str, str | None]:
     if format == "html":
         return fences.code_of(text, prefer="html"), "html"
     if format == "json":
-        bare = _unfenced(text)
+        bare = fences.unfenced(text)
         if (pretty := _pretty(bare)) is not None:
             return pretty, "json"
         return (text, None) if view.footer is not None else (bare, "json")
@@ -126,13 +126,6 @@ def _source(view: View, format: str) -> str:
     """The answer as Markdown, with whatever the model wrote in it."""
     text, language = _cut(view, format)
     return text if language is None or not text else fences.fenced(text, language)
-
-
-def _unfenced(text: str) -> str:
-    """What stands in a fence that is all of `text`; else `text`."""
-    parts = fences.blocks(text.strip())
-    is_fence = len(parts) == 1 and isinstance(parts[0], fences.Fence)
-    return fences.code_of(text.strip()) if is_fence else text
 
 
 def _pretty(text: str) -> str | None:

@@ -176,8 +176,14 @@ def _mistakes_told(source: str, namespace: Mapping[str, Any]) -> Iterator[None]:
     except UsageProblem as error:
         raise UsageProblem(f"{_braced(source)}: {error}") from error
     except Exception as error:
-        hint = ""
-        if isinstance(error, AttributeError) and error.name:
-            hint = did_you_mean(error.name, [name for name in dir(error.obj) if not name.startswith("_")])
-        said = " ".join(str(error).split())
-        raise UsageProblem(f"{_braced(source)}: {type(error).__name__}: {said}{hint}") from error
+        try:
+            said = f": {' '.join(str(error).split())}{_near_attribute(error)}"
+        except Exception:  # the value's own code, which fails once more
+            said = ""
+        raise UsageProblem(f"{_braced(source)}: {type(error).__name__}{said}") from error
+
+
+def _near_attribute(error: Exception) -> str:
+    if not isinstance(error, AttributeError) or not error.name:
+        return ""
+    return did_you_mean(error.name, [name for name in dir(error.obj) if not name.startswith("_")])

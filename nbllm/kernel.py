@@ -33,7 +33,10 @@ _state = kept(__name__, _State)
 def load(shell: Any) -> None:
     """Hook into an IPython shell: its loop becomes the home loop, its cells tag their requests."""
     _adopt_loop(shell)
-    environment.use_folder(os.getcwd())
+    try:
+        environment.use_folder(os.getcwd())
+    except FileNotFoundError:  # the folder is gone
+        pass
     if _state.hooks and _state.shell is shell:
         return
     _state.shell = shell
@@ -126,43 +129,3 @@ def _cell(shell: Any, info: Any) -> tagging.Cell:
     if number is not None:
         return tagging.Cell(f"In[{number}]", number, run_id, "execution_count")
     return tagging.Cell(None, None, run_id, None)
-
-
-CONTEXT_CHARACTERS = 2000
-"""How much of one cell's output goes along with a prompt."""
-
-
-def cells_before(shell: Any, number: int) -> str:
-    """The last cells that ran before this one, with what they printed and gave, as text for a model.
-
-    Args:
-        shell: Whose history is meant.
-        number: How many cells, at most; empty ones don't count.
-
-    Returns:
-        "" where none ran before.
-    """
-    sources = list(enumerate(shell.history_manager.input_hist_raw))[1:-1]  # the last one is this cell
-    told = [(count, source) for count, source in sources if source.strip()][-number:]
-    if not told:
-        return ""
-    parts = ["These cells of the notebook ran before:"]
-    for count, source in told:
-        parts.append(f"In [{count}]:\n{source.strip()}")
-        if output := _output(shell, count).strip():
-            cut = len(output) - CONTEXT_CHARACTERS
-            shown = f"{output[:CONTEXT_CHARACTERS]}\n({cut:,} more characters)" if cut > 0 else output
-            parts.append(f"Out [{count}]:\n{shown}")
-    return "\n\n".join(parts) + "\n\n"
-
-
-def _output(shell: Any, count: int) -> str:
-    kept = getattr(shell.history_manager, "outputs", None)  # IPython 9 keeps what was printed, too
-    if not kept or count not in kept:
-        value = shell.user_ns.get("Out", {}).get(count)
-        return "" if value is None else repr(value)
-    texts = []
-    for output in kept[count]:
-        text = output.bundle.get("stream") or output.bundle.get("text/plain") or ""
-        texts.append(text if isinstance(text, str) else "".join(text))
-    return "\n".join(texts)

@@ -1,15 +1,19 @@
-"""Keys of providers: which are set, and setting one without showing it."""
+"""Keys of providers: which are set, the model that follows from them, and setting one without showing it."""
 
 from __future__ import annotations
 
 import getpass
 import os
 import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from . import environment, tracing
 from .exceptions import UsageProblem, did_you_mean
 from .providers import PROVIDERS
+from .settings import settings
+
+_MODELS = {"openai": "gpt-4o-mini", "anthropic": "claude-haiku-4-5", "gemini": "gemini-2.5-flash"}
 
 
 def set_key(provider: str, key: str | None = None) -> str:
@@ -44,14 +48,60 @@ def set_key(provider: str, key: str | None = None) -> str:
 
 def configured_providers() -> list[str]:
     """The providers whose key is set; of those that need none, whose address or key is."""
-    env = environment.environ()
-    found = []
-    for name, provider in PROVIDERS.items():
-        needs_key = provider.key_variables and not provider.key_optional
-        variables = provider.key_variables + (() if needs_key else provider.base_url_variables)
-        if any(map(env.get, variables)):
-            found.append(name)
-    return found
+    return [
+        name
+        for name, provider in PROVIDERS.items()
+        if set_variable(name) or (provider.key_optional and address_variable(name))
+    ]
+
+
+def key_variables(provider: str) -> tuple[str, ...]:
+    """The variables that may hold a provider's key, the one that counts first; none where it takes no key."""
+    # Azure takes a token of Microsoft Entra in place of a key.
+    return (*PROVIDERS[provider].key_variables, *(("AZURE_AD_TOKEN",) if provider == "azure" else ()))
+
+
+def set_variable(provider: str, env: Mapping[str, str] | None = None) -> str | None:
+    """The variable that a provider's key is taken from; None where it is not set.
+
+    Args:
+        provider: One of `PROVIDERS`.
+        env: Default: the variables in force.
+    """
+    return _first_set(key_variables(provider), env)
+
+
+def address_variable(provider: str, env: Mapping[str, str] | None = None) -> str | None:
+    """As `set_variable`, of a provider's address."""
+    return _first_set(PROVIDERS[provider].base_url_variables, env)
+
+
+def default_model() -> str:
+    """The model for `%%llm` where the cell names none: the one that is set, else one that there is a key for.
+
+    With several keys OpenAI's counts, then Anthropic's, then Google's; without any of them it is
+    "demo/small". The one that is set may be an alias: see `settings.model_of`.
+    """
+    return settings().model or _model_with_key() or "demo/small"
+
+
+def demo_hint() -> str | None:
+    """What to do where `default_model` is the demo model for want of a better one; None where it is not."""
+    if settings().model is not None or _model_with_key() is not None:
+        return None
+    provider = next(filter(set_variable, PROVIDERS), None)
+    if provider is None:
+        return "no key is set: %nbllm key openai"
+    return f"the key of {provider} is set: name one of its models, such as %nbllm model {provider}/…"
+
+
+def _first_set(variables: Iterable[str], env: Mapping[str, str] | None) -> str | None:
+    known = environment.environ() if env is None else env
+    return next(filter(known.get, variables), None)
+
+
+def _model_with_key() -> str | None:
+    return next((model for provider, model in _MODELS.items() if set_variable(provider)), None)
 
 
 def _key_variable(provider: Any) -> str:

@@ -95,7 +95,7 @@ class NbLLM(_Traits):  # type: ignore[misc]
             return value
         try:
             return getattr(settings.configure(**{name: value}), name)
-        except UsageProblem as error:
+        except UsageProblem as error:  # for IPython to give the trait its old value back
             raise traitlets.TraitError(str(error)) from None
 
     def _follow(self, values: settings.Settings) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import bisect
 import re
 
-from .fences import Fence, blocks
+from .fences import Fence, blocks, mark_around, with_line_feeds
 
 # Outside of code these become active. A link is left alone if all of it is plain to see.
 _URL = r"(?:https?://|mailto:|\#)[^\s<>$\\\"'`()\[]*(?:\([^\s<>$\\\"'`()\[]*\)[^\s<>$\\\"'`()\[]*)*"
@@ -56,7 +56,7 @@ def safe(text: str, *, beside: str = "") -> str:
         text: Of a model.
         beside: What else of a model stands in the same output; display math reaches from one into the other.
     """
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = with_line_feeds(text)
     parts = blocks(text)
     fences = [part for part in parts if isinstance(part, Fence)]
     is_active = any(pattern.search(text) for pattern in (_ACTIVE, _DEFINITION, _HTML_LINE, _MATH_IN_URL))
@@ -119,8 +119,7 @@ def _written_fence(fence: Fence, may_be_math: bool) -> list[str]:
             return [*before, f"{prefix}<pre>{_code(code)}</pre>", ""]
         if language.startswith("mermaid"):
             language = ""  # nbconvert writes its source into the page as it is
-    longest = max(map(len, re.findall(r"`{3,}", code)), default=2)
-    mark = "`" * (longest + 1)
+    mark = mark_around(code)
     return [*before, f"{prefix}{mark}{language}", *lines, f"{prefix}{mark}", ""]
 
 

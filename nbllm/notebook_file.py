@@ -1,7 +1,7 @@
 """A saved notebook → the requests that its outputs tell of.
 
-Owns `read_notebook` and the shape of what nbllm's outputs carry in their metadata. Reads the file as plain
-JSON. A notebook may come from anybody: what is not as nbllm writes it is passed over.
+Owns `read_notebook`. Reads the file as plain JSON. A notebook may come from anybody: what is not as nbllm
+writes it is passed over.
 """
 
 from __future__ import annotations
@@ -14,27 +14,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import schema
+from . import output_metadata, schema
 from .exceptions import UsageProblem, did_you_mean
 from .frames import typed_frame
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# What an output says of a request, under `metadata["nbllm"]["requests"]`: name -> kind, as in `schema`.
-REQUEST: dict[str, str] = {
-    "request_id": "text",
-    "session_id": "label",
-    "model": "label",
-    "status": "label",
-    "input_tokens": "int",
-    "output_tokens": "int",
-    "cost_usd": "float",
-    "duration_ms": "float",
-    "ttft_ms": "float",
-    "started_at": "time",
+COLUMNS: dict[str, str] = {
+    "cell_id": "label",
+    "cell_index": "int",
+    "execution_count": "int",
+    **output_metadata.REQUEST,
 }
-COLUMNS: dict[str, str] = {"cell_id": "label", "cell_index": "int", "execution_count": "int", **REQUEST}
 
 
 def read_notebook(path: str | os.PathLike[str]) -> pd.DataFrame:
@@ -69,7 +61,7 @@ def read_notebook(path: str | os.PathLike[str]) -> pd.DataFrame:
     rows = []
     for index, cell in enumerate(_cells(path)):
         for request in _requests(cell):
-            told = {name: _value(kind, request.get(name)) for name, kind in REQUEST.items()}
+            told = {name: _value(kind, request.get(name)) for name, kind in output_metadata.REQUEST.items()}
             request_id = told["request_id"]
             if request_id not in seen:
                 cell_id, number = _value("label", cell.get("id")), _value("int", cell.get("execution_count"))
@@ -113,18 +105,10 @@ def _cells(path: str | os.PathLike[str]) -> list[Any]:
 
 
 def _requests(cell: Any) -> Iterator[dict[str, Any]]:
-    """What the outputs of a cell say, as far as it has the shape that nbllm gives it."""
-    for output in _list(cell, "outputs"):
-        metadata = output.get("metadata") if isinstance(output, dict) else None
-        ours = metadata.get("nbllm") if isinstance(metadata, dict) else None
-        for request in _list(ours, "requests"):
-            if isinstance(request, dict):
-                yield request
-
-
-def _list(holder: Any, name: str) -> list[Any]:
-    found = holder.get(name) if isinstance(holder, dict) else None
-    return found if isinstance(found, list) else []
+    outputs = cell.get("outputs") if isinstance(cell, dict) else None
+    for output in outputs if isinstance(outputs, list) else ():
+        if isinstance(output, dict):
+            yield from output_metadata.unpack(output.get("metadata"))
 
 
 def _value(kind: str, value: Any) -> Any:

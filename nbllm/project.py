@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from typing import Any
 
 from .notices import warn_once
 
 # Spares the parser, and warnings about files that are no concern of ours.
+MOST_BYTES = 1_000_000
 _MAY_HOLD_IT = re.compile(rb"""\btool["']?\s*(\.\s*["']?nbllm|[\]=])""")
 
 
@@ -42,10 +44,15 @@ def _candidates(folder: str) -> Iterator[str]:
 
 def _table(path: str) -> dict[str, Any] | None:
     try:
-        with open(path, "rb") as file:
-            text = file.read()
+        is_file = stat.S_ISREG(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    if not is_file:  # a pipe would be read for ever
+        raise ValueError("it is no file")
+    with open(path, "rb") as file:
+        text = file.read(MOST_BYTES + 1)
+    if len(text) > MOST_BYTES:
+        raise ValueError(f"it is larger than {MOST_BYTES // 1000} kB")
     if not _MAY_HOLD_IT.search(text):
         return None
     import tomllib

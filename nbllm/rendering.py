@@ -1,8 +1,7 @@
-"""What a cell shows of an answer: the text as it comes, and one footer line.
+"""What a cell shows of an answer, as it comes.
 
-Owns the throttled display, the sinks that it writes to (a notebook's display, a terminal), the footer and
-what an output's metadata keep of a request. Called by the magics. Knows a `tracing.Record`, and nothing of
-where it comes from; the forms of what is shown are those of `formats`.
+Owns the throttled display, and the sinks that it writes to: a notebook's display, a terminal. Called by the
+magics. Knows nothing of where an answer comes from; the forms of what is shown are those of `formats`.
 """
 
 from __future__ import annotations
@@ -14,21 +13,18 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from types import SimpleNamespace
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from . import formats, notices, tagging, tracing
-from .formats import View as View
-from .formats import mime_bundle as mime_bundle
+from . import formats, notices
+from .formats import View, mime_bundle
 
 INTERVAL = 0.05
 """Seconds between two updates of a display, at least."""
 
-LONG_TEXT = 8000
-"""Characters from which on updates get rarer: Jupyter's server drops the messages of a kernel that sends more
-than 1 MB/s (`iopub_data_rate_limit`), and a front end renders the whole text at each."""
+LONG_OUTPUT = 16_000
+"""Bytes, in all forms together, from which on updates get rarer: Jupyter's server drops the messages of a
+kernel that sends more than 1 MB/s (`iopub_data_rate_limit`), and a front end renders all of it at each."""
 
 Later = Callable[[float, Callable[[], None]], Any]
 """Calls a function after some seconds and returns a handle with `cancel()`, as a loop's `call_later`."""
@@ -53,7 +49,7 @@ class Throttle:
     """Calls `show` at once, but at most once per `INTERVAL`; what changes meanwhile is shown after it.
 
     Args:
-        show: Shows the present state and returns its size in characters; 0 where there was nothing to show.
+        show: Shows the present state and returns its size in bytes; 0 where there was nothing to show.
         clock: Seconds, monotonic.
         later: Default: the running loop's `call_later`.
     """
@@ -90,8 +86,16 @@ class Throttle:
 
     def _run(self) -> None:
         self._timer = None
+        began = self._clock()
         if size := self._show():
-            self._due = self._clock() + INTERVAL * max(1.0, size / LONG_TEXT)
+            now = self._clock()
+            # Not all of the loop's time is for showing: it also reads what comes.
+            self._due = now + max(INTERVAL * max(1.0, size / LONG_OUTPUT), 3 * (now - began))
+
+
+def size_in_bytes(text: str) -> int:
+    """How much a text is on the wire."""
+    return len(text.encode("utf-8", "replace"))
 
 
 class StreamDisplay:
@@ -125,27 +129,31 @@ class StreamDisplay:
     def progress(self, text: str) -> None:
         """Show `text`, one plain line, as long as nothing of the answer has come."""
         self._progress = text
-        self._throttle.request()
+        if not any(self._come()):
+            self._throttle.request()
 
     def finish(self, view: View, metadata: Mapping[str, Any] | None = None) -> None:
         """Show the final state, at once.
 
         Args:
             view: With a footer, which may be empty, as may all else.
-            metadata: Of the output: `{"nbllm": {"requests": […]}}`, each as `metadata` makes it.
+            metadata: Of the output, as `output_metadata.pack` makes them.
         """
         self._throttle.cancel()
         self._show(view, metadata)
 
     def _show_now(self) -> int:
-        source = self._source
-        text = source.text if source is not None else ""
-        reasoning = getattr(source, "reasoning", None) or ""
-        begun = text or reasoning
-        view = View(text, reasoning, progress=None if begun else self._progress)
-        if size := len(text) + len(reasoning) + len(view.progress or ""):
+        text, reasoning = self._come()
+        view = View(text, reasoning, progress=None if text or reasoning else self._progress)
+        if size := size_in_bytes(f"{text}{reasoning}{view.progress or ''}"):
             self._show(view, None)
-        return size
+        return 2 * size  # as plain text and as Markdown
+
+    def _come(self) -> tuple[str, str]:
+        """The answer's text and reasoning so far."""
+        if self._source is None:
+            return "", ""
+        return self._source.text, getattr(self._source, "reasoning", None) or ""
 
     def _show(self, view: View, metadata: Mapping[str, Any] | None) -> None:
         try:
@@ -245,142 +253,3 @@ class NullSink:
 def printable(text: str) -> str:
     """`text` without control sequences, which a terminal obeys: they may set its title or the clipboard."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
-
-
-def metadata(record: tracing.Record | SimpleNamespace) -> dict[str, Any]:
-    """What an output's metadata keep of a request; what is unknown is left out.
-
-    Times are in milliseconds, the cost in US dollars, `started_at` is ISO 8601 in UTC.
-
-    Args:
-        record: Of the request, or a row of the log with the same names.
-    """
-    values = {
-        "request_id": record.request_id,
-        "session_id": record.session_id,
-        "model": record.request_model,
-        "status": record.status,
-        "input_tokens": record.input_tokens,
-        "output_tokens": record.output_tokens,
-        "cost_usd": record.cost_usd,
-        "duration_ms": record.duration_ms,
-        "ttft_ms": record.ttft_ms,
-        "started_at": datetime.fromtimestamp(record.started_at, UTC).isoformat(timespec="milliseconds"),
-    }
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def footer(record: tracing.Record | None, *, mark: str | None = None) -> str:
-    """One line about a request: model, session, tokens, cost, time, connection; what is unknown is left out.
-
-    Args:
-        record: Of the request; None where nothing was recorded.
-        mark: What is to be known first, such as "interrupted".
-    """
-    if record is None:
-        return mark or ""
-    cost = record.cost_usd
-    parts = (
-        mark,
-        _model(record),
-        None if record.session_id == tagging.default_session() else record.session_id,
-        _tokens(record),
-        None if record.provider == "demo" else _cost(cost),
-        _times(record),
-        _finish(record.finish_reason),
-        _connection(record),
-    )
-    return " · ".join(part for part in parts if part)
-
-
-def summary(requests: Sequence[tracing.Record | SimpleNamespace]) -> str:
-    """One line about several requests, at least one: as `footer`, with what they took together."""
-    failed = sum(request.status != "ok" for request in requests)
-    models = dict.fromkeys(_name(request) for request in requests if request.request_model)
-    sessions = dict.fromkeys(request.session_id for request in requests)
-    sessions.pop(tagging.default_session(), None)
-    is_demo = all(request.provider == "demo" for request in requests)
-    total = SimpleNamespace(
-        input_tokens=_total(requests, "input_tokens"), output_tokens=_total(requests, "output_tokens")
-    )
-    parts = (
-        "1 request" if len(requests) == 1 else f"{len(requests):,} requests",
-        f"{failed:,} not ok" if failed else None,
-        ", ".join(models) if len(models) <= 3 else f"{len(models)} models",
-        ", ".join(sessions) if len(sessions) <= 3 else f"{len(sessions)} sessions",
-        _tokens(total),
-        None if is_demo else _cost(_total(requests, "cost_usd")),
-    )
-    return " · ".join(part for part in parts if part)
-
-
-def _total(requests: Sequence[tracing.Record | SimpleNamespace], name: str) -> Any:
-    """The sum; None where it is unknown of a request that succeeded."""
-    values = [getattr(request, name) for request in requests]
-    known = [value for value in values if value is not None]
-    is_whole = all(
-        value is not None or request.status != "ok" for request, value in zip(requests, values, strict=True)
-    )
-    return sum(known) if known and is_whole else None
-
-
-def _model(record: tracing.Record) -> str | None:
-    return f"{_name(record)} (demo model)" if record.provider == "demo" else record.request_model
-
-
-def _name(record: tracing.Record | SimpleNamespace) -> str:
-    return f"demo/{record.request_model}" if record.provider == "demo" else str(record.request_model)
-
-
-def _tokens(record: tracing.Record | SimpleNamespace) -> str | None:
-    sent, got = record.input_tokens, record.output_tokens
-    if sent is None:
-        return None if got is None else f"{got:,} tok out"
-    return f"{sent:,} tok in" if got is None else f"{sent:,}→{got:,} tok"
-
-
-def _cost(cost: float | None) -> str | None:
-    if cost is None or not cost >= 0:
-        return None
-    if cost == 0:
-        return "free"
-    decimals = max(2, 1 - math.floor(math.log10(cost)))  # two digits that count, at least cents
-    return f"${cost:,.{decimals}f}"
-
-
-def _times(record: tracing.Record) -> str | None:
-    if record.duration_ms is None:
-        return None
-    first = "" if record.ttft_ms is None else f" (first {_seconds(record.ttft_ms)})"
-    return _seconds(record.duration_ms) + first
-
-
-def _seconds(milliseconds: float) -> str:
-    seconds = milliseconds / 1e3
-    if seconds < 0.0995:
-        return f"{milliseconds:.0f} ms"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s"
-
-
-def _finish(reason: str | None) -> str | None:
-    """Why an answer ended, where that is not its natural end."""
-    if reason in (None, "stop"):
-        return None
-    return "cut off at the token limit" if reason == "length" else f"finish: {reason}"
-
-
-def _connection(record: tracing.Record) -> str | None:
-    if record.connection_reused is None:
-        return None
-    if record.connection_reused:
-        return "connection reused"
-    if record.connection_reason is None:
-        return "new connection"
-    idle = record.connection_idle_ms
-    if idle is None:
-        return f"new connection: {record.connection_reason}"
-    waited = _seconds(idle) if idle < 9950 else f"{idle / 1e3:.0f} s"
-    return f"new connection: idle {waited}, {record.connection_reason.removeprefix('idle ')}"

@@ -28,12 +28,6 @@ DEFAULT_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=6
 CHOICES = {"format": ("md", "text", "json", "code", "html"), "on_rerun": ("replace", "append", "fork")}
 """The settings that are one of a few words."""
 
-_MODEL_BY_KEY = {
-    "OPENAI_API_KEY": "gpt-4o-mini",
-    "ANTHROPIC_API_KEY": "claude-haiku-4-5",
-    "GEMINI_API_KEY": "gemini-2.5-flash",
-    "GOOGLE_API_KEY": "gemini-2.5-flash",
-}
 _TEXTS = {"model", "system", "log", *CHOICES}
 _SWITCHES = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
@@ -133,18 +127,6 @@ def sources() -> dict[str, tuple[Any, str]]:
     """
     settings()
     return dict(_state.sources)
-
-
-def default_model() -> str:
-    """The model for `%%llm` where the cell names none: the one that is set, else one that there is a key for.
-
-    With several keys OpenAI's counts, then Anthropic's, then Google's; without any it is "demo/small". The
-    one that is set may be an alias: see `model_of`.
-    """
-    if model := settings().model:
-        return model
-    env = environment.environ()
-    return next((model for variable, model in _MODEL_BY_KEY.items() if env.get(variable)), "demo/small")
 
 
 def model_of(name: str) -> str:
@@ -287,17 +269,14 @@ def _checked(name: str, value: Any) -> Any:
     if name == "timeout":
         return client_timeout(value)
     if name in ("limit", "limit_per_host"):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise UsageProblem(f"{name} must be a whole number of connections, 0 for no limit; got {value!r}")
-    elif name == "keepalive_timeout":
+        return _whole(name, value, 0, "a whole number of connections, 0 for no limit")
+    if name == "num_retries":
+        return check_retries(value)
+    if name == "max_rows":
+        return _whole(name, value, 1, "a whole number of rows, 1 or more")
+    if name == "keepalive_timeout":
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
             raise UsageProblem(f"keepalive_timeout must be seconds, 0 or more; got {value!r}")
-    elif name == "num_retries":
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise UsageProblem(f"num_retries must be a whole number, 0 for none; got {value!r}")
-    elif name == "max_rows":
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UsageProblem(f"max_rows must be a whole number of rows, 1 or more; got {value!r}")
     elif name in CHOICES:
         if value not in CHOICES[name]:
             raise UsageProblem(
@@ -316,6 +295,21 @@ def _checked(name: str, value: Any) -> Any:
     elif value is not None and (not isinstance(value, str) or not value.strip()):
         example = "Answer in one sentence." if name == "system" else "gpt-4o-mini"
         raise UsageProblem(f"{name} must be a text such as {example!r}; got {value!r}")
+    return value
+
+
+def check_retries(value: Any) -> int:
+    """How many more attempts a failure that may pass is worth.
+
+    Raises:
+        UsageProblem: It is no whole number, or negative.
+    """
+    return _whole("num_retries", value, 0, "a whole number, 0 for none")
+
+
+def _whole(name: str, value: Any, least: int, meaning: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UsageProblem(f"{name} must be {meaning}; got {value!r}")
     return value
 
 

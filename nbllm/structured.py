@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from . import fences
 from .exceptions import APIResponseValidationError, UsageProblem
 
 Schema = dict[str, Any]
@@ -238,7 +239,7 @@ def _valid(schema: Any, text: str) -> Any:
 
 def _parsed(decode: Callable[[str], Any], title: str, text: str) -> Any:
     try:
-        return decode(_unfenced(text))
+        return decode(fences.unfenced(text))
     except UsageProblem:
         raise
     except (ValueError, RecursionError) as error:
@@ -246,15 +247,6 @@ def _parsed(decode: Callable[[str], Any], title: str, text: str) -> Any:
             f"the answer does not fit {title}: {_reason(error)}. It begins with {text[:80]!r}. Where it was "
             "cut off, raise max_tokens; else ask again, or say in the prompt what is wanted"
         ) from error
-
-
-def _unfenced(text: str) -> str:
-    """The text without the Markdown fence that models put around JSON."""
-    inside = text.strip()
-    if not (inside.startswith("```") and inside.endswith("```") and len(inside) > 6):
-        return text
-    inside = inside[3:-3]
-    return inside[4:] if inside[:4].lower() == "json" else inside
 
 
 def _reason(error: Exception) -> str:

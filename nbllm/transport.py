@@ -99,11 +99,18 @@ class Pool:
         for _ in range(sum(len(waiting) for waiting in self.connector._waiters.values())):
             self.connector._release_waiter()
 
-    async def aclose(self) -> None:
-        """Close all connections, also those of answers that are still being read."""
-        _state.pools.pop(id(self.loop), None)
+    async def disconnect(self) -> int:
+        """Close all connections, also those of answers that are still being read; gives their number."""
+        connector = self.connector
+        count = len(connector._acquired) + sum(map(len, connector._conns.values()))
         _close_streams(self.loop)
-        await self.connector.close()
+        await connector.close()
+        return count
+
+    async def aclose(self) -> None:
+        """Close all connections, and forget the pool."""
+        _state.pools.pop(id(self.loop), None)
+        await self.disconnect()
 
     def close_at_exit(self) -> None:
         """Close all connections from outside the loop, when nothing will run on it any more."""
@@ -212,18 +219,20 @@ def shared_session() -> aiohttp.ClientSession:
 
 
 async def aclose() -> int:
-    """Close the connections of this kernel; the next request opens new ones.
+    """Close nbllm's connections; the next request opens new ones.
 
-    Answers that are still being read are broken off. The HTTP session stays the same object.
+    Answers that are still being read are broken off. The HTTP session stays the same object. The connections
+    of a `shared_session=` of your own stay open.
 
     Returns:
         How many were open.
     """
-    count = len(tracing.connections())
-    pool = _state.pools.get(id(asyncio.get_running_loop()))
-    if pool is not None:
-        _close_streams(pool.loop)
-        await pool.connector.close()
+    here, count = asyncio.get_running_loop(), 0
+    for pool in pools():
+        if pool.loop is here:
+            count += await pool.disconnect()
+        elif pool.loop.is_running():
+            count += await loops.on_loop(pool.loop, pool.disconnect())
     return count
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import ssl
 from collections.abc import Iterator
@@ -13,13 +14,16 @@ import trustme
 # Whatever is written outside a test (a pool that closes with its loop) must not reach the user's own log.
 os.environ["NBLLM_LOG_PATH"] = "none"
 
-from nbllm import conversation, environment, limits, log, loops, notices, settings, tagging, tracing
+from nbllm import conversation, environment, keys, limits, log, loops, notices, settings, tagging, tracing
+from nbllm.providers import PROVIDERS
 from nbllm.servers.demo import DemoServer
 from tests.servers import RawServer
 
 _FOREIGN = (
-    "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_API_BASE", "ANTHROPIC_API_KEY", "GEMINI_API_KEY",
-    "GOOGLE_API_KEY", "NBLLM_MODEL", "NBLLM_CONTENT", "NBLLM_DEMO_URL",
+    *(variable for name in PROVIDERS for variable in keys.key_variables(name)),
+    *(variable for provider in PROVIDERS.values() for variable in provider.base_url_variables),
+    "AZURE_API_VERSION", "OPENAI_API_VERSION", "NBLLM_DEMO_URL",
+    *(f"NBLLM_{field.name.upper()}" for field in dataclasses.fields(settings.Settings)),
     "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
     "http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY",
     "NO_PROXY",
@@ -30,7 +34,8 @@ _FOREIGN = (
 def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No test sees the user's environment, or what another one has set, sent or logged."""
     for name in _FOREIGN:
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # what the test itself leaves behind is taken away after it
+        monkeypatch.delenv(name)
     monkeypatch.setenv("NBLLM_NUM_RETRIES", "0")  # a test that wants retries says so
     monkeypatch.setenv("NBLLM_LOG_PATH", str(tmp_path / "log" / "log.db"))
     _reset()

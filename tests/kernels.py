@@ -46,7 +46,7 @@ def environment(folder: Path, server: DemoServer | None = None) -> dict[str, str
         if not name.startswith(
             ("NBLLM_", "OPENAI_", "ANTHROPIC_", "GEMINI_", "GOOGLE_", "JUPYTER", "IPYTHON", "PYTEST")
         )
-        and not name.lower().endswith("_proxy")
+        and not name.lower().endswith(("_proxy", "_api_key", "_api_base", "_ad_token"))
     }
     env |= {"NBLLM_LOG_PATH": str(folder / "log.db"), "IPYTHONDIR": str(folder / "ipython"), "NO_COLOR": "1"}
     if server is not None:

@@ -115,7 +115,6 @@ def test_options_come_before_the_prompt_of_a_line(line: str, asked: Ask) -> None
         ("-s -o x", "-s needs a value"),
         ("-s a -s b", "-s is given twice"),
         ("a b a", "the model a is given twice"),
-        ("--new --no-history", "give one"),
         ("--raw=yes", "--raw is a switch and takes no value"),
         ("-f pdf", "-f pdf is not known; there are md, text, json, code, html"),
         ("-f jsn", "did you mean 'json'?"),

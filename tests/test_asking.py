@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,11 +98,11 @@ async def test_pictures_go_along(server: RawServer) -> None:
 
 
 async def test_json_is_checked(server: RawServer) -> None:
-    answer = await nbllm.aask('```json\n{"A": [1, 2]}\n```', format="json", session_id="json")
+    answer = await nbllm.aask('```json\n{"A": [1, 2]}\n```', json=True, session_id="json")
     assert answer.json() == {"A": [1, 2]}
     assert sent(server)[0]["role"] == "system"
     with pytest.raises(nbllm.APIResponseValidationError, match="not fit JSON"):
-        await nbllm.aask("no json", format="json", session_id="json")
+        await nbllm.aask("no json", json=True, session_id="json")
     assert len(nbllm.Chat("json")) == 2
 
 
@@ -162,6 +163,22 @@ async def test_questions_at_once_are_kept_whole(server: RawServer) -> None:
     assert sorted(said) == ["0", "1", "2", "3", "4"]
 
 
+async def test_a_text_among_the_pictures_is_a_path_or_url(server: RawServer, tmp_path: Path) -> None:
+    path = tmp_path / "dot.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"0" * 20)
+    await nbllm.aask("what?", images=[str(path), "https://example.org/x.png"], history=False)
+    _, first, second = sent(server)[0]["content"]
+    assert first["image_url"]["url"].startswith("data:image/png;base64,")
+    assert second == {"type": "image_url", "image_url": {"url": "https://example.org/x.png"}}
+    await nbllm.aask("what?", images=str(path), history=False)
+    assert sent(server)[0]["content"][1] == first
+
+
+async def test_a_chat_has_one_session(server: RawServer) -> None:
+    with pytest.raises(nbllm.UsageProblem, match=r"make another one by nbllm.Chat\(session_id\)"):
+        await nbllm.Chat("one").aask("hi", session_id="two")
+
+
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
@@ -169,6 +186,10 @@ async def test_questions_at_once_are_kept_whole(server: RawServer) -> None:
         ({"schema": Animal, "response_format": {"type": "json_object"}}, "same thing"),
         ({"schema": 3}, "can't be 3"),
         ({"images": [object()]}, "object"),
+        ({"images": "no-such.png"}, "no-such.png"),
+        ({"stream": True}, "stream can't be given here"),
+        ({"messages": []}, "messages can't be given here"),
+        ({"new": True, "history": False}, "give one of them"),
     ],
 )
 async def test_what_cannot_be_used_is_said(server: RawServer, given: Any, problem: str) -> None:

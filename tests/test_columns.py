@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from nbllm.columns import Columns, TerminalColumns
-from nbllm.rendering import INTERVAL, StreamDisplay, View
+from nbllm.columns import notebook_sinks, terminal_sinks
+from nbllm.formats import View
+from nbllm.rendering import INTERVAL, StreamDisplay
 from tests.clocks import Time
 from tests.test_formats import Page as MarkdownPage
 from tests.test_markdown import HOSTILE, rendered
@@ -28,17 +29,17 @@ class Shown:
     def __init__(self, *titles: str, format: str = "md") -> None:
         self.time = Time()
         self.published: list[dict[str, Any]] = []
-        self.columns = Columns(
+        self.sinks = notebook_sinks(
             titles,
+            format,
             lambda **message: self.published.append(message),
-            format=format,
             clock=lambda: self.time.now,
             later=self.time.later,
         )
 
     def finish(self, *views: View) -> dict[str, str]:
-        for index, view in enumerate(views):
-            self.columns.sink(index).show(view)
+        for sink, view in zip(self.sinks, views, strict=True):
+            sink.show(view)
         data: dict[str, str] = self.published[-1]["data"]
         return data
 
@@ -59,7 +60,7 @@ def requests(*ids: str) -> dict[str, Any]:
 
 def test_all_columns_share_one_output_that_is_updated() -> None:
     shown = Shown("one", "two")
-    first, second = (shown.columns.sink(index) for index in range(2))
+    first, second = shown.sinks
     first.show(View("a"))
     shown.time.pass_by(1)
     second.show(View("b", footer="foot"), requests("r2"))
@@ -75,8 +76,7 @@ def test_columns_that_change_together_are_published_together() -> None:
     shown = Shown("one", "two", "three")
     answers = [Growing() for _ in range(3)]
     displays = [
-        StreamDisplay(shown.columns.sink(index), clock=lambda: shown.time.now, later=shown.time.later)
-        for index in range(3)
+        StreamDisplay(sink, clock=lambda: shown.time.now, later=shown.time.later) for sink in shown.sinks
     ]
     for _ in range(1000):
         for answer, display in zip(answers, displays, strict=True):
@@ -92,7 +92,7 @@ def test_the_end_of_all_is_shown_at_once_and_nothing_after_it() -> None:
     shown = Shown("one", "two")
     shown.finish(View("a", footer="1"), View("b"))
     assert len(shown.published) == 1
-    shown.columns.sink(1).show(View("bc", footer="2"))
+    shown.sinks[1].show(View("bc", footer="2"))
     assert "bc" in shown.published[1]["data"][PLAIN]
     shown.time.pass_by(10)
     assert len(shown.published) == 2
@@ -146,19 +146,19 @@ def test_a_failure_to_show_warns_once_and_never_raises() -> None:
         raise OSError("no front end")
 
     time = Time()
-    columns = Columns(["one"], publish, clock=lambda: time.now, later=time.later)
+    (sink,) = notebook_sinks(["one"], publish=publish, clock=lambda: time.now, later=time.later)
     with warnings.catch_warnings(record=True, action="always") as warned:
-        columns.sink(0).show(View("a"))
-        columns.sink(0).show(View("ab"))
+        sink.show(View("a"))
+        sink.show(View("ab"))
         time.pass_by(1)
     (warning,) = warned
     assert "the answers could not be shown: OSError('no front end')" in str(warning.message)
 
 
 def test_a_terminal_gets_each_answer_when_it_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    columns = TerminalColumns(["one", "two\x1b[2J"])
-    columns.sink(0).show(View("a"))
-    columns.sink(1).show(View("b\x1b]0;title\x07", footer="foot 2"))
+    first, second = terminal_sinks(["one", "two\x1b[2J"])
+    first.show(View("a"))
+    second.show(View("b\x1b]0;title\x07", footer="foot 2"))
     assert capsys.readouterr().out == "## two[2J\n\nb]0;title\n\nfoot 2\n\n"
-    columns.sink(0).show(View("ab", footer="foot 1"))
+    first.show(View("ab", footer="foot 1"))
     assert capsys.readouterr().out == "## one\n\nab\n\nfoot 1\n\n"

@@ -395,3 +395,25 @@ async def test_untraced_connections_tell_their_end_too(behaviour: str, server: R
         async with own.get(f"{server.url()}/after") as response:
             await response.read()
         assert request_rows()[-1].status == "ok"
+
+
+async def test_close_ends_the_connections_of_nbllm_and_of_nobody_else(server: RawServer) -> None:
+    session = nbllm.shared_session()
+    await asyncio.gather(ask(server), ask(server))
+    async with aiohttp.ClientSession() as own:
+        await ask(server, shared_session=own)
+        assert await nbllm.aclose() == 2
+        server.wait_for(lambda: [c.open for c in server.connections].count(True) == 1)
+        await ask(server, shared_session=own)
+        await ask(server)
+    assert nbllm.shared_session() is session
+    assert [c.requests for c in server.connections] == [1, 1, 2, 1]
+
+
+async def test_close_reaches_the_loop_that_serves_other_threads(server: RawServer) -> None:
+    def blocking() -> None:
+        nbllm.completion("m", "Hi", base_url=server.url())
+
+    await asyncio.to_thread(blocking)
+    assert await nbllm.aclose() == 1
+    server.wait_for(lambda: not any(c.open for c in server.connections))

@@ -111,6 +111,23 @@ def test_new_starts_over() -> None:
     assert said(conversation) == ["d"]
 
 
+def test_a_late_answer_of_an_earlier_run_changes_nothing() -> None:
+    conversation = Conversation()
+    late = conversation.place(cell("a", "1"), "replace")
+    ask(conversation, cell("a", "2"), "new")
+    conversation.keep(late, Turn({"role": "user", "content": "old"}, {"m": "x"}))
+    assert said(conversation) == ["new"]
+
+
+def test_starting_over_ends_what_was_there_then() -> None:
+    conversation = Conversation()
+    ask(conversation, cell("a", "1"), "a")
+    late = conversation.place(cell("b", "2"), "replace", new=True)
+    ask(conversation, cell("c", "3"), "c")
+    conversation.keep(late, Turn({"role": "user", "content": "b"}, {"m": "x"}))
+    assert said(conversation) == ["c", "b"]
+
+
 def test_outside_of_cells_all_is_appended() -> None:
     conversation = Conversation()
     assert [ask(conversation, NO_CELL, text) for text in "ab"] == [["a"], ["a", "b"]]

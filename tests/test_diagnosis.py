@@ -24,20 +24,11 @@ import trustme
 import nbllm
 from nbllm import diagnosis, frames, log, loops, protocol, tracing, transport
 from nbllm.diagnosis import Check, Diagnosis, adoctor, doctor
-from nbllm.providers import PROVIDERS
 from nbllm.servers.demo import DemoServer
 from tests.rows import connection_rows, request_rows
 from tests.servers import RawServer, full_backlog, refused_port
 
 KEY = "a-key.that/nobody+may=see"
-
-
-@pytest.fixture(autouse=True)
-def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No provider is set up by the environment of whoever runs the tests."""
-    for provider in PROVIDERS.values():
-        for variable in (*provider.key_variables, *provider.base_url_variables, "AZURE_AD_TOKEN"):
-            monkeypatch.delenv(variable, raising=False)
 
 
 def named(found: Diagnosis, name: str) -> list[Check]:

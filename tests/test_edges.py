@@ -62,7 +62,8 @@ async def test_a_read_timeout_that_starts_after_the_answer_does_not_hit_the_next
 ) -> None:
     """aiohttp starts it when its writer has ended, and that may be after a quick answer."""
     await nbllm.acompletion("fast", "Hi", base_url=demo.url)
-    ((idle, _),) = next(iter(transport.pools()[0].connector._conns.values()))
+    pool = next(pool for pool in transport.pools() if pool.loop is asyncio.get_running_loop())
+    ((idle, _),) = next(iter(pool.connector._conns.values()))
     idle.read_timeout = 0.01
     idle.start_timeout()
     await asyncio.sleep(0.05)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbllm.fences import Fence, blocks, code_and_language, code_of, fenced
+from nbllm.fences import Fence, blocks, code_and_language, code_of, fenced, unfenced
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,32 @@ def test_another_language_can_be_preferred() -> None:
 )
 def test_the_language(answer: str, language: str) -> None:
     assert code_and_language(answer)[1] == language
+
+
+@pytest.mark.parametrize(
+    ("text", "inside"),
+    [
+        ("```json\n[1]\n```", "[1]"),
+        ("\n```jsonc title=a\r\n[\r\n1]\r\n```\r\n", "[\n1]"),
+        ("~~~json\n[1]\n~~~", "[1]"),
+        ("````\n```\n````", "```"),
+        ("```json\n[1", "[1"),
+        ("```JSON [1]```", " [1]"),
+        ("```json [\n1]\n```", " [\n1]\n"),
+        ("```json\n[1]```", "\n[1]"),
+        ("```true```", "true"),
+        ("``````", ""),
+    ],
+)
+def test_a_fence_around_all_is_taken_off(text: str, inside: str) -> None:
+    assert unfenced(text) == inside
+
+
+@pytest.mark.parametrize(
+    "text", ["", " [1]\r\n", '"```"', "So:\n```\n[1]\n```", "```\n1\n```\nor\n```\n2\n```", "```1``` ```2```"]
+)
+def test_what_is_not_all_in_one_fence_stays_as_it_is(text: str) -> None:
+    assert unfenced(text) == text
 
 
 @given(st.text(alphabet="`~ab \n", max_size=40))

@@ -373,7 +373,7 @@ def test_a_saved_notebook_tells_its_requests_and_never_the_key(page: Any, lab: s
     wait_for_text(page, 1, "OPENAI_API_KEY is set for this kernel")
     assert output(page, 2).split() == ["[3]:", str(len(key))]
     assert "'chatcmpl-'" in output(page, 4)
-    assert "1 request · fast · review · " in output(page, 4)
+    assert "1 request · demo/fast · review · " in output(page, 4)
 
     saved = save(page, folder, "saved.ipynb")
     assert key not in page.content()

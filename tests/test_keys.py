@@ -1,4 +1,4 @@
-"""Keys: set without being shown, and which providers have one."""
+"""Keys: set without being shown, which providers have one, and the model that follows from them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,11 @@ import pytest
 import nbllm
 from nbllm import tracing
 from nbllm.environment import use_folder
-from nbllm.keys import configured_providers, set_key
+from nbllm.keys import configured_providers, default_model, demo_hint, key_variables, set_key, set_variable
 from nbllm.providers import PROVIDERS, resolve
 from tests.kernels import TIMEOUT, Kernel
 
 KEY = "key-of-nobody-123"
-
-
-@pytest.fixture(autouse=True)
-def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No provider's variable is set, nor stays so after a test."""
-    for provider in PROVIDERS.values():
-        for name in (*provider.key_variables, *provider.base_url_variables):
-            monkeypatch.setenv(name, "")
-            monkeypatch.delenv(name)
 
 
 def test_a_key_is_set_for_this_process_and_masked() -> None:
@@ -92,6 +83,65 @@ def test_configured_are_those_whose_key_or_own_server_is_set(
     (tmp_path / ".env").write_text(f"GROQ_API_KEY={KEY}\n")
     use_folder(tmp_path)
     assert configured_providers() == ["gemini", "groq", "hosted_vllm"]
+
+
+@pytest.mark.parametrize("provider", [name for name in PROVIDERS if key_variables(name)])
+def test_a_key_set_by_any_of_its_variables_is_found_and_sent(
+    provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert set_variable(provider) is None
+    for number, variable in enumerate(reversed(key_variables(provider))):  # the first one counts most
+        monkeypatch.setenv(variable, f"{KEY}{number}")
+        assert set_variable(provider) == variable
+        assert configured_providers() == [provider]
+        assert resolve(f"{provider}/x", base_url="http://localhost:1").api_key == f"{KEY}{number}"
+    assert set_variable(provider, {}) is None
+
+
+def test_a_chosen_model_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NBLLM_MODEL", "openai/env")
+    assert default_model() == "openai/env"
+    nbllm.configure(model="openai/given")
+    assert default_model() == "openai/given"
+    nbllm.configure(model=None)
+    assert default_model() == "openai/env"
+
+
+def test_else_it_follows_from_the_keys_that_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert default_model() == "demo/small"
+    for variable, model in (
+        ("GOOGLE_API_KEY", "gemini-2.5-flash"),
+        ("ANTHROPIC_API_KEY", "claude-haiku-4-5"),
+        ("OPENAI_API_KEY", "gpt-4o-mini"),
+    ):
+        monkeypatch.setenv(variable, "key")
+        assert default_model() == model
+        assert resolve(model).api_key == "key"
+    monkeypatch.setenv("OPENAI_API_KEY", "")
+    assert default_model() == "claude-haiku-4-5"
+
+
+@pytest.mark.parametrize(("variable", "provider"), [("GROQ_API_KEY", "groq"), ("AZURE_AD_TOKEN", "azure")])
+def test_the_demo_hint_tells_of_a_key_whose_model_nobody_can_guess(
+    variable: str, provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert demo_hint() == "no key is set: %nbllm key openai"
+    monkeypatch.setenv(variable, KEY)
+    assert default_model() == "demo/small"
+    assert demo_hint() == (
+        f"the key of {provider} is set: name one of its models, such as %nbllm model {provider}/…"
+    )
+
+
+def test_no_hint_where_the_demo_model_is_chosen_or_another_one_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nbllm.configure(model="demo/small")
+    assert demo_hint() is None
+    nbllm.configure(model=None)
+    monkeypatch.setenv("GROQ_API_KEY", KEY)
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    assert demo_hint() is None
 
 
 @pytest.fixture(scope="module")

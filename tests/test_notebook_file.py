@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from nbllm import notebook_file
 from nbllm.exceptions import UsageProblem
 from nbllm.notebook_file import read_notebook
+from nbllm.output_metadata import REQUEST
 from nbllm.schema import REQUESTS
 
 DTYPES = {"int": "Int64", "float": "float64", "label": "category", "text": "string"}
@@ -103,7 +104,7 @@ def test_every_request_is_a_row_in_the_notebooks_order(path: Path, kind: Any) ->
 def test_what_is_not_told_is_null(path: Path) -> None:
     frame = read_notebook(saved(path, code(output({"request_id": "r1"}))))
     check_dtypes(frame)
-    unknown = [name for name in notebook_file.REQUEST if name != "request_id"]
+    unknown = [name for name in REQUEST if name != "request_id"]
     assert frame.loc[0, unknown].isna().all()
 
 

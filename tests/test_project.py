@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -76,5 +77,11 @@ def test_one_that_cant_be_read_is_warned_of_once_and_passed_over(
 
 def test_a_folder_of_that_name_is_warned_of(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").mkdir()
-    with pytest.warns(RuntimeWarning, match="Is a directory"):
+    with pytest.warns(RuntimeWarning, match="it is no file"):
+        assert project_table(str(tmp_path)) is None
+
+
+def test_a_pipe_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pyproject.toml")
+    with pytest.warns(RuntimeWarning, match="it is no file"):
         assert project_table(str(tmp_path)) is None

@@ -17,12 +17,10 @@ import pytest
 import nbllm
 from nbllm import environment
 from nbllm import settings as module
-from nbllm.providers import resolve
 from nbllm.settings import (
     DEFAULT_TIMEOUT,
     Settings,
     client_timeout,
-    default_model,
     help_of,
     model_of,
     settings,
@@ -91,29 +89,6 @@ def test_no_log_by_the_environment(value: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("NBLLM_LOG_PATH", value)
     module.reset()
     assert settings().log is None
-
-
-def test_the_default_model_is_the_one_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NBLLM_MODEL", "openai/env")
-    assert default_model() == "openai/env"
-    nbllm.configure(model="openai/given")
-    assert default_model() == "openai/given"
-    nbllm.configure(model=None)
-    assert default_model() == "openai/env"
-
-
-def test_else_it_follows_from_the_keys_that_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert default_model() == "demo/small"
-    for variable, model in (
-        ("GOOGLE_API_KEY", "gemini-2.5-flash"),
-        ("ANTHROPIC_API_KEY", "claude-haiku-4-5"),
-        ("OPENAI_API_KEY", "gpt-4o-mini"),
-    ):
-        monkeypatch.setenv(variable, "key")
-        assert default_model() == model
-        assert resolve(model).api_key == "key"
-    monkeypatch.setenv("OPENAI_API_KEY", "")
-    assert default_model() == "claude-haiku-4-5"
 
 
 def test_every_level_has_its_place(monkeypatch: pytest.MonkeyPatch, project: Callable[[str], Path]) -> None:

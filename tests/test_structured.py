@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from nbllm.exceptions import APIResponseValidationError, UsageProblem
-from nbllm.structured import response_format
+from nbllm.formats import View, mime_bundle
+from nbllm.structured import json_value, response_format
 
 
 class Colour(enum.Enum):
@@ -302,6 +303,19 @@ def test_answer_becomes_an_object(wanted: Any, text: str, value: Any) -> None:
     assert parsed(wanted, text) == value
     for fenced in (f"```json\n{text}\n```", f"\n```\n{text}\n```\n", f"```JSON {text}```"):
         assert parsed(wanted, fenced) == value
+
+
+FENCES = [
+    *("```json\n{}\n```", "```jsonc\n{}\n```", "~~~json\n{}\n~~~", "````json\n{}\n````", "```\n{}\n```\n"),
+    *("```JSON {}```", "```json\n{}```", "```json {}\n```", "```json\r\n{}\r\n```", "```json\n{}"),
+]
+
+
+@pytest.mark.parametrize("fence", FENCES)
+def test_json_is_found_in_whatever_fence_and_shown_as_it_is_read(fence: str) -> None:
+    text = fence.replace("{}", '{"a": "`b`"}')
+    assert json_value(text) == {"a": "`b`"}
+    assert mime_bundle(View(text, footer=""), "json")["text/plain"] == '{\n  "a": "`b`"\n}'
 
 
 def test_backticks_inside_the_json_stay() -> None:

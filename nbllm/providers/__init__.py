@@ -152,7 +152,8 @@ def resolve(
         if key is None and provider.key_variables and not provider.key_optional:
             raise AuthenticationError(
                 f"no key for {provider.name}: set the environment variable {provider.key_variables[0]} "
-                "or give api_key=. Without a key, demo/small answers",
+                f"(%nbllm key {provider.name} asks for it), or give api_key=. Without a key, demo/small "
+                "answers",
                 model=model,
                 llm_provider=provider.name,
             )
@@ -226,8 +227,9 @@ def _checked_url(url: str) -> str:
         usable = False
     if usable and "@" in parts.netloc:  # it would be shown wherever the URL is
         raise UsageProblem("base_url holds a password: send it by extra_headers={'Authorization': …}")
+    shown = repr(re.split("[?#]", url)[0].rpartition("@")[2])  # the rest may hold a key
     if not usable or not url.isprintable() or " " in url:
-        raise UsageProblem(f"base_url must be like https://host/v1; got {url!r}")
+        raise UsageProblem(f"base_url must be like https://host/v1; got {shown}")
     if parts.query or parts.fragment:
-        raise UsageProblem(f"base_url can't hold what follows a ? or #; got {url!r}")
+        raise UsageProblem(f"base_url can't hold what follows a ? or #; got {shown} and more")
     return url.rstrip("/")
