@@ -31,6 +31,7 @@ def footer(record: tracing.Record | None, *, mark: str | None = None) -> str:
         _tokens(record),
         None if record.provider == "demo" else _cost(cost),
         _times(record),
+        f"attempt {record.attempt}" if record.attempt > 1 else None,
         _finish(record.finish_reason),
         _connection(record),
     )

@@ -10,6 +10,7 @@ ways. Known fields that a provider left out are None.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -272,7 +273,7 @@ def decoder(cls: type[T]) -> Callable[[bytes | str], T]:
     def decode(data: bytes | str) -> T:
         try:
             return strictly(data)
-        except msgspec.ValidationError:
+        except msgspec.DecodeError:
             return _decode_leniently(cls, data)
         except (UnicodeDecodeError, RecursionError) as error:
             raise msgspec.DecodeError(str(error)) from None
@@ -295,7 +296,7 @@ def series_decoder(cls: type[T]) -> Callable[[], Callable[[bytes | str], T]]:
             nonlocal read, refused
             try:
                 return read(data)
-            except msgspec.ValidationError:
+            except msgspec.DecodeError:
                 refused += 1
                 if refused > 1:  # many servers add something to the first or the last object only
                     read = leniently
@@ -318,14 +319,28 @@ def _decode_leniently(cls: type[T], data: bytes | str) -> T:
         raise msgspec.DecodeError(str(error)) from None
 
 
+# A pair of surrogates, half of one (in the group), or another escape: an escaped backslash is one, too.
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+
+
 def parse(data: bytes | str) -> Any:
-    """JSON text as plain values.
+    """JSON text as plain values. Half of a surrogate pair, which is no character, becomes U+FFFD.
 
     Raises:
         msgspec.DecodeError: the text is not JSON, or nested too deeply.
     """
     try:
-        return msgspec.json.decode(data)
+        try:
+            return msgspec.json.decode(data)
+        except msgspec.DecodeError:
+            whole = data.encode() if isinstance(data, str) else data
+            mended = _ESCAPE.sub(lambda found: rb"\ufffd" if found[1] else found[0], whole)
+            if mended == whole:
+                raise
+            return msgspec.json.decode(mended)
     except (UnicodeDecodeError, RecursionError) as error:
         raise msgspec.DecodeError(str(error)) from None
 

@@ -295,3 +295,16 @@ def test_a_saved_notebook_still_knows(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def in_folder(folder: Path) -> dict[str, Any]:
     return {"metadata": {"path": str(folder)}}
+
+
+@every_python
+def test_an_empty_cell_within_it_does_not_end_it(kernel: Kernel, session: str) -> None:
+    kernel.run(f"%%session {session}\nget_ipython().run_cell(' ')\n{CALL}").ok()
+    assert len(ids(kernel, session)) == 1
+
+
+@every_python
+def test_unloading_ends_it(kernel: Kernel, session: str) -> None:
+    kernel.run(f"%%session {session}\n%unload_ext nbllm").ok()
+    kernel.run("%load_ext nbllm").ok()
+    assert kernel.value("nbllm.current_session()") != session

@@ -775,3 +775,54 @@ def test_somebody_else_s_magics_stay_and_nbllm_s_always_work(
         assert kernel.run("%%nbllm gpt-4o -o answer\nOtters").ok().shown()[0] == "Otters"
         assert kernel.run("%llm -m gpt-4o Penguins?").ok().shown()[0] == "Penguins?"
         assert [request.json["model"] for request in raw.requests[before:]] == ["gpt-4o"] * 2
+
+
+OWN_KEY = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        f"%%llm --dry-run -p api_key={OWN_KEY}\nHi",
+        f'%%llm --dry-run -p extra_headers={{"x-api-key": "{OWN_KEY}"}}\nHi',
+        f"%%llm --base-url http://h/v1?key={OWN_KEY}\nHi",
+        f"%%llm --base-url ftp://user:{OWN_KEY}@h/v1\nHi",
+        f"%nbllm key openai {OWN_KEY}",
+        f"%nbllm key {OWN_KEY}",
+    ],
+)
+def test_a_key_in_the_wrong_place_is_not_shown(kernel: Kernel, cell: str) -> None:
+    outcome = kernel.run(cell)
+    assert outcome.stdout or outcome.traceback
+    assert OWN_KEY not in json.dumps(outcome.outputs, default=str)
+
+
+def test_a_key_in_an_earlier_cell_does_not_go_along(kernel: Kernel, raw: RawServer) -> None:
+    key = "fedcba9876543210fedcba9876543210"
+    kernel.run(f"nbllm.set_key('mistral', '{key}')").ok()
+    kernel.run("%%llm gpt-4o --context 1\nWhat did I do?").ok()
+    assert "set_key('mistral'" in str(raw.requests[-1].json["messages"])
+    assert key not in str(raw.requests[-1].json)
+
+
+def test_a_name_that_leads_nowhere_stops_all_of_several_models(kernel: Kernel, raw: RawServer) -> None:
+    before = len(raw.requests)
+    outcome = kernel.run("%%llm gpt-4o nope\nHi")
+    assert outcome.error == "NotFoundError"
+    assert len(raw.requests) == before
+
+
+def test_code_and_html_are_asked_for(kernel: Kernel, raw: RawServer) -> None:
+    for form in ("code", "html", "json"):
+        kernel.run(f"%%llm -f {form} --no-history\n[1]").ok()
+        told, _ = raw.requests[-1].json["messages"]
+        assert told["role"] == "system"
+        assert form in told["content"].lower()
+    outcome = kernel.run("%%llm -f code --no-history\nNo code in here.").ok()
+    assert outcome.payload == []
+
+
+def test_the_help_is_named_where_it_is_looked_for(kernel: Kernel) -> None:
+    for cell in ("%%llm --help\nHi", "%llm -h Hi"):
+        assert kernel.run(cell).traceback == "UsageProblem: %%llm? shows the options"
+    assert "%nbllm doctor" in kernel.run("%nbllm help").ok().stdout

@@ -119,3 +119,7 @@ def test_a_sum_with_an_unknown_part_is_unknown() -> None:
     assert summary([ok, unpriced]) == "2 requests · gpt-4o · review · 192 tok out"
     row = SimpleNamespace(**{**WHOLE, "status": "ok", "provider": "demo"}, request_model="m", session_id="s")
     assert summary([row]) == "1 request · demo/m · s · 412→96 tok"
+
+
+def test_that_it_was_tried_again_is_told() -> None:
+    assert " · 1.8 s (first 0.4 s) · attempt 2 · connection reused" in footer(record(**WHOLE, attempt=2))

@@ -42,3 +42,8 @@ def test_a_long_output_is_cut_and_says_so(shell: InteractiveShell) -> None:
     run(shell, f"'x' * {CONTEXT_CHARACTERS + 1500}")
     shown = "'" + "x" * (CONTEXT_CHARACTERS - 1)
     assert cells_before(shell, 1).endswith(f"Out [1]:\n{shown}\n(1,502 more characters)\n\n")
+
+
+def test_a_notebook_that_has_an_out_of_its_own_is_no_trouble(shell: InteractiveShell) -> None:
+    run(shell, "Out = None", "b = 3")
+    assert "In [2]:\nb = 3" in cells_before(shell, 1)

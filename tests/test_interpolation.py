@@ -242,3 +242,15 @@ def test_every_kind_of_picture_goes_in() -> None:
 def test_a_frame_with_a_column_called_figure_is_a_table() -> None:
     frame = pd.DataFrame({"figure": [1]})
     assert expand("{{frame}}", {"frame": frame}).content == "|figure|\n|---|\n|1|"
+
+
+def test_an_error_that_can_t_be_told_is_told_all_the_same() -> None:
+    class Silent(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no text")
+
+    def fail() -> None:
+        raise Silent
+
+    with pytest.raises(UsageProblem, match=r"^\{\{fail\(\)\}\}: Silent$"):
+        expand("{{fail()}}", {"fail": fail})

@@ -313,3 +313,19 @@ def test_every_type_is_decoded_by_the_fast_path_alone(monkeypatch: pytest.Monkey
     made(PLAIN)
     for data in chunks():
         decoder(ChatCompletionChunk)(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("escaped", "text"),
+    [
+        (r"half \ud83d end", "half \ufffd end"),
+        (r"\ude00 and \ud83d", "\ufffd and \ufffd"),
+        (r"\ud83d\ude00 and \ud83d", "\U0001f600 and \ufffd"),
+        (r"\\ud83d \ud83d", "\\ud83d \ufffd"),
+    ],
+)
+def test_half_of_a_surrogate_pair_costs_one_character(escaped: str, text: str) -> None:
+    data = json.dumps(completion("TEXT")).replace("TEXT", escaped).encode()
+    assert decoder(ChatCompletion)(data).text == text
+    assert decoder(ChatCompletion)(data.decode()).text == text
+    assert types.parse(b'{"a": "%s"}' % escaped.encode()) == {"a": text}
