@@ -20,7 +20,20 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_exp
 
 from . import arguments, cell_sessions, commands, notices, settings, tab, tracing
 from .arguments import Ask
-from .exceptions import NbllmError, UsageProblem
+from .exceptions import (
+    APIConnectionError,
+    APIError,
+    AuthenticationError,
+    BadRequestError,
+    ContextWindowExceededError,
+    InternalServerError,
+    NbllmError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    Timeout,
+    UsageProblem,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -205,10 +218,31 @@ def _lines(error: NbllmError) -> list[str]:
     name, text = type(error).__name__, " ".join(str(error).split())
     if len(text) > 500:
         text = f"{text[:499]}…"
-    first = f"{name}: {text}"
+    remedy = _remedy(error, text)
+    return [f"{name}: {text}"] if remedy is None else [f"{name}: {text}", remedy]
+
+
+# What to do about an error of a server; the first class that fits counts. Errors noticed before anything was
+# sent say it themselves.
+_REMEDIES: tuple[tuple[type[APIError], str], ...] = (
+    (ContextWindowExceededError, "Send less: --new or --no-history leaves out what was said before."),
+    (AuthenticationError, "%nbllm key PROVIDER sets another key."),
+    (PermissionDeniedError, "Another key, or another model, may do: %nbllm models lists them."),
+    (NotFoundError, "%nbllm models lists the models that there are."),
+    (BadRequestError, "--dry-run shows what is sent."),
+    (InternalServerError, "The server failed: try again, or ask another model."),
+    (Timeout, "-p timeout=SECONDS gives it more time."),
+    (APIConnectionError, "%nbllm doctor checks what can be reached."),
+)
+
+
+def _remedy(error: NbllmError, text: str) -> str | None:
     wait = getattr(error, "retry_after", None)
-    is_told = wait is None or re.search(rf"\b{wait:g} ?s", text)
-    return [first] if is_told else [first, f"The server asks to wait {wait:g} s."]
+    if wait is not None and isinstance(error, (RateLimitError, InternalServerError)):
+        return None if re.search(rf"\b{wait:g} ?s", text) else f"The server asks to wait {wait:g} s."
+    if getattr(error, "request", None) is None or "%nbllm" in text:
+        return None
+    return next((remedy for kind, remedy in _REMEDIES if isinstance(error, kind)), None)
 
 
 def _owner(magic: Any) -> str | None:

@@ -242,6 +242,26 @@ def test_an_error_is_a_line_or_two_and_the_cell_fails(
     assert KEY not in json.dumps(output["content"])
 
 
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [
+        ("400", "--dry-run shows what is sent."),
+        ("401", "%nbllm key PROVIDER sets another key."),
+        ("403", "%nbllm models lists them."),
+        ("404", "%nbllm models lists the models that there are."),
+        ("429", "The server asks to wait 7 s."),
+    ],
+)
+@every_python
+def test_the_second_line_of_an_error_is_the_remedy(
+    kernel: Kernel, raw: RawServer, status: str, remedy: str
+) -> None:
+    outcome = kernel.run(f"%%llm gpt-4o -p num_retries=0 --base-url {raw.url(f'status-{status}')}\nHi")
+    first, second = outcome.traceback.splitlines()
+    assert status in first
+    assert second.endswith(remedy)
+
+
 @every_python
 def test_an_answer_that_breaks_off_stays_and_is_marked(kernel: Kernel) -> None:
     outcome = kernel.run("%%llm demo/break -s broken\nDescribe otters")
@@ -375,7 +395,7 @@ def test_run_all_stops_at_a_cell_that_fails(
     assert caught.value.ename == "InternalServerError"
     (output,) = book.cells[1].outputs
     assert output.output_type == "error"
-    assert len(output.traceback) == 1
+    assert len(output.traceback) == 2
     assert book.cells[2].execution_count is None
     assert demo.stats()["requests_total"] == 1
 
