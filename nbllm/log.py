@@ -398,7 +398,7 @@ class _Batch:
             _check_counts(record)
         bodies = _masked(record, _text(record.content), _text(record.response_content))
         price(record)
-        attributes = record.__dict__
+        attributes = record.__dict__.copy()  # at one moment: a cell that prices it too may add a column
         # Records that took the same path set the same attributes in the same order.
         columns = tuple(attributes)
         shape = _shapes.get(columns)

@@ -23,6 +23,7 @@ import pytest
 
 import nbllm
 from nbllm import log, notices, schema, tracing
+from tests.records import record
 from tests.rows import connection_rows, request_rows, until
 from tests.servers import TEXT, RawServer
 
@@ -789,3 +790,19 @@ def test_children_of_a_parent_that_sent_nothing_are_told_apart_too(server: RawSe
     )
     assert found.stderr == ""
     assert table(log_path, "SELECT count(*), count(DISTINCT kernel_id) FROM requests") == [(2, 2)]
+
+
+def test_a_row_is_of_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell may price the record of its answer while the writer makes it a row."""
+    made = record(status="ok")
+
+    class PricedMeanwhile(dict[Any, Any]):
+        def get(self, key: Any, default: Any = None) -> Any:
+            made.cost_usd = 0.5
+            return super().get(key, default)
+
+    monkeypatch.setattr(log, "_shapes", PricedMeanwhile())
+    batch = log._Batch()
+    batch.take([made])
+    ((shape, values),) = batch.inserts.items()
+    assert len(values) == len(shape.columns)
