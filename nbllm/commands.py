@@ -93,10 +93,10 @@ def _spend(requests: pd.DataFrame) -> str:
     parts = [_count(len(requests), "request")]
     if failed := int((requests["status"] == "error").sum()):
         parts.append(_count(failed, "error"))
-    sent, got = (requests[f"{way}_tokens"].sum(min_count=1) for way in ("input", "output"))
-    parts += [f"{int(sent):,}→{int(got or 0):,} tok"] if sent is not None and sent == sent else []
-    cost = requests["cost_usd"].sum(min_count=1)
-    parts += [f"${cost:,.4f}"] if cost == cost else []
+    if requests["input_tokens"].notna().any():
+        parts.append(f"{requests['input_tokens'].sum():,}→{requests['output_tokens'].sum():,} tok")
+    if requests["cost_usd"].notna().any():
+        parts.append(f"${requests['cost_usd'].sum():,.4f}")
     return " · ".join(parts)
 
 
@@ -160,13 +160,10 @@ def _tells(column: pd.Series[Any]) -> bool:
 
 
 def _model(value: str) -> str:
-    from . import keys, providers
+    from . import keys
 
     if value:
-        try:
-            providers.resolve(settings.model_of(value))
-        except AuthenticationError:  # the key may come later
-            pass
+        _check_model(value)
         settings.configure(model=value)
     return keys.default_model()
 

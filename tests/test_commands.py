@@ -341,3 +341,10 @@ def test_a_command_that_is_not_there(kernel: Kernel) -> None:
     for name, command in commands.COMMANDS.items():
         if not command.argument:
             fails(kernel.run(f"%nbllm {name} more"), f"%nbllm {name} takes no argument; got 'more'")
+
+
+def test_the_status_of_a_kernel_in_which_nothing_succeeded(tmp_path: Path, demo: DemoServer) -> None:
+    with Kernel(tmp_path, demo, env={"NBLLM_NUM_RETRIES": "0"}) as kernel:
+        kernel.run(LOAD).ok()
+        assert kernel.run("%llm -m demo/error Hi").error == "InternalServerError"
+        assert "requests      1 request · 1 error\n" in kernel.run("%nbllm").ok().stdout
