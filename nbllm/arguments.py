@@ -177,11 +177,15 @@ class _Word:
 
 
 class Words:
-    """The words of a magic's line, one by one, each with its quotes (`raw`) and without (`text`)."""
+    """The words of a magic's line, one by one, each with its quotes (`raw`) and without (`text`).
 
-    def __init__(self, line: str) -> None:
+    A quote that is not closed is an error, but in a line that is `unfinished`, where it closes at the end.
+    """
+
+    def __init__(self, line: str, *, unfinished: bool = False) -> None:
         self.line = line
         self.position = 0
+        self._unfinished = unfinished
 
     def peek(self) -> _Word | None:
         """The next word, which stays the next."""
@@ -204,7 +208,7 @@ class Words:
         while here < len(line) and not line[here].isspace():
             opens = here == begin or line[here - 1] == "="
             if opens and line[here] in "'\"":
-                part, here = _quoted(line, here)
+                part, here = _quoted(line, here, self._unfinished)
                 text += part
             elif opens and line[here] in "{[" and here > begin and (end := _json_end(line, here)):
                 text += line[here:end]
@@ -216,7 +220,7 @@ class Words:
         return _Word(text, line[begin:here]) if here > begin else None
 
 
-def _quoted(line: str, here: int) -> tuple[str, int]:
+def _quoted(line: str, here: int, unfinished: bool) -> tuple[str, int]:
     """The text between the quotes that open at `here`, and where the line goes on."""
     quote, text, here = line[here], "", here + 1
     while here < len(line) and line[here] != quote:
@@ -224,9 +228,9 @@ def _quoted(line: str, here: int) -> tuple[str, int]:
             here += 1
         text += line[here]
         here += 1
-    if here >= len(line):
+    if here >= len(line) and not unfinished:
         raise UsageProblem(f"a quote ({quote}) is opened and not closed")
-    return text, here + 1
+    return text, min(here + 1, len(line))
 
 
 def _json_end(line: str, here: int) -> int | None:

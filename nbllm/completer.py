@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import keys, log, names, pricing, settings, tagging, tracing
-from .arguments import OPTIONS, Option
+from .arguments import OPTIONS, Option, Words
 from .commands import COMMANDS
 from .exceptions import NbllmError
 from .names import Suggestion
@@ -160,20 +160,11 @@ class _Place:
 
 def _words(line: str) -> tuple[list[str], str]:
     """The whole words before the cursor, and the one at the cursor, which may be empty; with their quotes."""
-    words, word, quote = [], "", ""
-    for char in line:
-        if quote:
-            if char == quote and not word.endswith("\\"):
-                quote = ""
-        elif char.isspace():
-            if word:
-                words.append(word)
-            word = ""
-            continue
-        elif char in "'\"" and (not word or word.endswith("=")):
-            quote = char
-        word += char
-    return words, word
+    reader, words, end = Words(line, unfinished=True), [], 0
+    while (word := reader.next()) is not None:
+        words.append(word.raw)
+        end = reader.position
+    return (words[:-1], words[-1]) if words and end == len(line) else (words, "")
 
 
 def _option_at(words: list[str], last: str) -> tuple[Option | None, str]:
@@ -307,6 +298,3 @@ def _logged(columns: str, condition: str) -> list[Any]:
         return [tuple(row) for row in connection.exec_driver_sql(query, (first, first + (1 << 31) - 1))]
 
     return log.read_soon(job, LOG_SECONDS) or []
-
-
-# -- IPython ---------------------------------------------------------------------------------------

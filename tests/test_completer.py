@@ -416,3 +416,8 @@ def test_sessions_of_earlier_cells(kernel: Typing) -> None:
     kernel.run("import nbllm\nnbllm.completion('demo/fast', 'Hi', session_id='earlier-cell')").ok()
     assert kernel.complete("%%llm -s earl|\nHi") == ["%%llm -s earlier-cell\nHi"]
     assert kernel.complete("%%session earl|\n1") == ["%%session earlier-cell\n1"]
+
+
+def test_a_json_value_is_one_word() -> None:
+    assert offered('%%llm -p stop=["a b", "c"] --dry') == ["--dry-run"]
+    assert offered('%llm -p stop=["a b", "c"] --dry') == ["--dry-run"]
