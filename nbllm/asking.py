@@ -163,10 +163,7 @@ class Question:
 
     def messages(self, model: str) -> list[Message]:
         """What is sent to one of the models."""
-        system = self.system
-        if system is None and not any(turn.system for turn in self.place.before):
-            system = settings().system
-        messages = self.place.messages(model, self.user, system)
+        messages = self.place.messages(model, self.user, self.system, settings().system)
         if self.form in INSTRUCTIONS and "response_format" not in self.params:
             messages.insert(-1, {"role": "system", "content": INSTRUCTIONS[self.form]})
         return messages
@@ -353,7 +350,7 @@ class Chat:
 
     def markdown(self) -> str:
         """What was said, for reading."""
-        return "\n\n".join(f"**{message['role']}**: {_shown(message['content'])}" for message in self)
+        return "\n\n".join(f"**{message['role']}**: {content_text(message['content'])}" for message in self)
 
     def __iter__(self) -> Iterator[Message]:
         return iter(self.messages)
@@ -368,7 +365,8 @@ class Chat:
         return mimebundle(self.markdown(), self)
 
 
-def _shown(content: Any) -> str:
+def content_text(content: Any) -> str:
+    """A message's content for reading: what is no text is named."""
     if isinstance(content, str):
         return content
-    return " ".join(part.get("text", f"[{part.get('type')}]") for part in content)
+    return "\n".join(part.get("text", f"[{part.get('type')}]") for part in content)

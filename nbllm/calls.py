@@ -212,8 +212,10 @@ async def _run(
         try:
             # Key and address belong to the first model; another provider's are looked up, or stand with it.
             # Without a model it is the first once more, with another key or address.
-            named = {"model": model_of(fallback["model"])} if "model" in fallback else first_place
-            route = resolve(**{**named, **fallback, "model": named["model"]})
+            if "model" in fallback:
+                route = resolve(**{**fallback, "model": model_of(fallback["model"])})
+            else:
+                route = resolve(**{**first_place, **fallback})
             # So do the headers, which may hold a key as well.
             theirs = options if route.base_url == first_url else replace(options, extra_headers=None)
             return await _ask(call, session, route, theirs, translate, read)

@@ -29,7 +29,7 @@ from . import (
     tracing,
 )
 from .arguments import Ask
-from .asking import Answer, Question
+from .asking import Answer, Question, content_text
 from .exceptions import APIError, APIResponseValidationError, UsageProblem, did_you_mean
 from .formats import View
 from .interpolation import Prompt
@@ -60,12 +60,13 @@ def run(shell: Any, asked: Ask) -> None:
     prompt = _expanded(asked, asked.prompt, shell)
     form = asked.format or settings.settings().format
     question = _question(asked, prompt, form, shell)
-    if len(question.models) > 1:  # a name that leads nowhere must not be found when others are paid for
-        for model in question.models:
-            providers.resolve(settings.model_of(model), base_url=asked.base_url)
     if asked.dry_run:
         print(_dry_run(question, prompt))
         return
+    if len(question.models) > 1:  # a name that leads nowhere must not be found when others are paid for
+        places = {name: question.params[name] for name in _PLACES if name in question.params}
+        for model in question.models:
+            providers.resolve(settings.model_of(model), **places)
     notes = [f"{variable.expression}: {variable.notice}" for variable in prompt.variables if variable.notice]
     if not asked.models and (hint := keys.demo_hint()):
         notes.append(hint)
@@ -81,6 +82,9 @@ def run(shell: Any, asked: Ask) -> None:
     first = next(iter(answers.values()))
     if form == "code" and not asked.quiet and first.code != first.text.strip():  # the latter is prose
         _offer(shell, first.code)
+
+
+_PLACES = ("base_url", "api_key", "api_version")
 
 
 def _question(asked: Ask, prompt: Prompt, form: str, shell: Any) -> Question:
@@ -275,8 +279,4 @@ def _dry_run(question: Question, prompt: Prompt) -> str:
 
 
 def _message(message: Mapping[str, Any]) -> str:
-    content = message["content"]
-    if not isinstance(content, str):
-        texts = [part["text"] if part["type"] == "text" else f"[{part['type']}]" for part in content]
-        content = "\n".join(texts)
-    return f"{message['role']}: {content}"
+    return f"{message['role']}: {content_text(message['content'])}"

@@ -61,9 +61,12 @@ class Place:
     cuts: bool = False
     ends: tuple[Turn, ...] = ()
 
-    def messages(self, model: str, user: Message, system: str | None) -> list[Message]:
+    def messages(
+        self, model: str, user: Message, system: str | None, default_system: str | None = None
+    ) -> list[Message]:
         """What is sent to `model`: the system message in force, the turns before, and `user`."""
-        told = system if system is not None else _system(self.before)
+        given = (system, *(turn.system for turn in reversed(self.before)), default_system)
+        told = next((text for text in given if text is not None), None)
         messages: list[Message] = [] if not told else [{"role": "system", "content": told}]
         for turn in self.before:
             messages += [turn.user, {"role": "assistant", "content": turn.answer_for(model)}]
@@ -133,10 +136,6 @@ class Conversation:
 
 def _is_earlier(turn: Turn, place: Place) -> bool:
     return turn.cell_id == place.cell_id and turn.run < place.run
-
-
-def _system(turns: tuple[Turn, ...]) -> str | None:
-    return next((turn.system for turn in reversed(turns) if turn.system is not None), None)
 
 
 class _State:

@@ -143,11 +143,11 @@ def _small(note: str | None) -> str:
 
 
 def _whole_parts(note: str) -> str:
-    """A note that breaks only between its parts: not inside of "11 ms"."""
-    parts = (f'<span style="white-space:nowrap">{markup.escape(part)}</span>' for part in note.split(" · "))
-    return (
-        f"<small>{' · '.join(parts)}</small>" if len(note) < 200 else f"<small>{markup.escape(note)}</small>"
-    )
+    """A note that breaks between its parts, and not inside of a short one such as "11 ms"."""
+    parts = []
+    for part in map(markup.escape, note.split(" · ")):
+        parts.append(f'<span style="white-space:nowrap">{part}</span>' if len(part) < 40 else part)
+    return f"<small>{' · '.join(parts)}</small>"
 
 
 def _summary(view: View) -> str:

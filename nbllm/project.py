@@ -10,8 +10,10 @@ from typing import Any
 
 from .notices import warn_once
 
-# Spares the parser, and warnings about files that are no concern of ours.
 MOST_BYTES = 1_000_000
+"""A larger file is no project's, and would take seconds to parse."""
+
+# Spares the parser, and warnings about files that are no concern of ours.
 _MAY_HOLD_IT = re.compile(rb"""\btool["']?\s*(\.\s*["']?nbllm|[\]=])""")
 
 

@@ -130,12 +130,8 @@ def sources() -> dict[str, tuple[Any, str]]:
 
 
 def model_of(name: str) -> str:
-    """The model that goes by an alias; any other name is returned as it is.
-
-    Raises:
-        UsageProblem: The aliases lead in a circle.
-    """
-    return _followed(name, settings().aliases)
+    """The model that goes by an alias; anything else is returned as it is, and checked where it is used."""
+    return _followed(name, settings().aliases) if isinstance(name, str) else name
 
 
 def help_of(name: str) -> str:

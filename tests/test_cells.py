@@ -826,3 +826,12 @@ def test_the_help_is_named_where_it_is_looked_for(kernel: Kernel) -> None:
     for cell in ("%%llm --help\nHi", "%llm -h Hi"):
         assert kernel.run(cell).traceback == "UsageProblem: %%llm? shows the options"
     assert "%nbllm doctor" in kernel.run("%nbllm help").ok().stdout
+
+
+def test_several_models_take_the_key_of_the_cell(kernel: Kernel, raw: RawServer) -> None:
+    line = f"mistral/a mistral/b -p api_key={OWN_KEY} --base-url {raw.url('echo')}"
+    outcome = kernel.run(f"%%llm {line}\nHi").ok()
+    assert outcome.displays[-1]["text/plain"].count("Hi") == 2
+    assert {request.headers["authorization"] for request in raw.requests[-2:]} == {f"Bearer {OWN_KEY}"}
+    assert OWN_KEY not in json.dumps(outcome.outputs, default=str)
+    assert kernel.run(f"%%llm mistral/a mistral/b -p api_key={OWN_KEY} --dry-run\nHi").ok()

@@ -708,7 +708,10 @@ async def test_a_connection_error_names_the_server() -> None:
 # -- the synchronous verb --------------------------------------------------------------------------
 
 
-VERBS = ("completion", "responses", "embedding", "image_generation", "speech", "transcription", "models")
+VERBS = (
+    *("completion", "responses", "embedding", "image_generation", "speech", "transcription", "models"),
+    *("ask", "doctor", "close"),
+)
 
 
 @pytest.mark.parametrize("verb", VERBS)
