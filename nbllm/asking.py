@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from . import conversation, fences, log, loops, tagging
+from . import conversation, costs, fences, loops, tagging
 from .attachments import content_parts
 from .client import acompletion
 from .conversation import Message
@@ -79,7 +79,7 @@ class Answer:
     def cost_usd(self) -> float | None:
         """The price in US dollars; None where it is not known."""
         if self.completion.request is not None:
-            log.price(self.completion.request)  # the log may not have come to it yet
+            costs.price(self.completion.request)  # the log may not have come to it yet
         return self.completion.cost_usd
 
     @property

@@ -15,11 +15,11 @@ from typing import Any
 from . import (
     calls,
     columns,
+    costs,
     footers,
     history,
     interpolation,
     keys,
-    log,
     loops,
     output_metadata,
     providers,
@@ -187,7 +187,7 @@ class _Answering:
         mark: str | None = None,
     ) -> None:
         if record is not None and record.status == "ok":
-            await asyncio.to_thread(log.price, record)  # the first one loads the price table
+            await asyncio.to_thread(costs.price, record)  # the first one loads the price table
         parts = (footers.footer(record, mark=mark), self._note)
         message = (answer.choices[0].message if answer.choices else None) or Message()
         view = View(

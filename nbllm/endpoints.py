@@ -18,7 +18,7 @@ import aiohttp
 from . import calls, keys, loops, tracing
 from .embeddings import Embedding, EmbeddingResponse
 from .exceptions import APIError, UnsupportedParamsError, UsageProblem, did_you_mean
-from .media import ImagesResponse, MediaUsage, Speech, Transcription
+from .media import ImagesResponse, MediaUsage, Speech, Transcription, chat_usage
 from .providers import (
     PROVIDERS,
     HttpRequest,
@@ -31,7 +31,6 @@ from .providers import (
     resolve,
 )
 from .results import ModelList, Result
-from .types import Usage
 
 OPENAI_INPUTS, GEMINI_INPUTS = 2048, 100
 """How many inputs one request for embeddings may hold."""
@@ -246,13 +245,6 @@ def _needs_openais_format(route: Route, what: str) -> None:
         )
 
 
-def _chat_usage(usage: Any) -> Usage | None:
-    """Token counts under chat's names."""
-    if not isinstance(usage, MediaUsage):
-        return usage if isinstance(usage, Usage) else None
-    return Usage(prompt_tokens=usage.input_tokens, completion_tokens=usage.output_tokens)
-
-
 def _gemini_embeddings(body: bytes, route: Route) -> EmbeddingResponse:
     vectors, usage = gemini.embedding_response(body)
     rows = [Embedding(object="embedding", index=index, embedding=row) for index, row in enumerate(vectors)]
@@ -280,7 +272,11 @@ def _reader(decode: Callable[[bytes, str | None, Route], R]) -> calls.Reader[R]:
             call, response, route, lambda body: decode(body, content_type, route)
         )
         if (record := call.record) is not None:
-            tracing.note_answer(record, None, answer.get("model"), _chat_usage(answer.get("usage")))
+            usage = answer.get("usage")
+            if isinstance(usage, MediaUsage):
+                record.audio_seconds = usage.seconds
+                usage = chat_usage(usage)
+            tracing.note_answer(record, None, answer.get("model"), usage)
             answer.__dict__["_request"] = record
         return answer
 

@@ -15,15 +15,7 @@ from typing import Any
 
 from .exceptions import UsageProblem
 from .results import Result
-from .types import Object
-
-
-class MediaTokensDetails(Object):
-    """Parts of a token count by what they stand for."""
-
-    text_tokens: int | None = None
-    image_tokens: int | None = None
-    audio_tokens: int | None = None
+from .types import Object, TokensDetails, Usage
 
 
 class MediaUsage(Object):
@@ -33,10 +25,30 @@ class MediaUsage(Object):
     input_tokens: int | None = None
     output_tokens: int | None = None
     total_tokens: int | None = None
-    input_tokens_details: MediaTokensDetails | None = None  # of images
-    output_tokens_details: MediaTokensDetails | None = None
-    input_token_details: MediaTokensDetails | None = None  # of transcriptions
+    input_tokens_details: TokensDetails | None = None  # of images
+    output_tokens_details: TokensDetails | None = None
+    input_token_details: TokensDetails | None = None  # of transcriptions
     seconds: float | None = None
+    cost: float | None = None
+
+
+def chat_usage(usage: MediaUsage) -> Usage:
+    """The token counts under the names of chat completions, which the trace reads.
+
+    Source: OpenAI's API reference. The output tokens of images are image tokens where no details say
+    otherwise, as with gpt-image-1.
+    """
+    given, answered = usage.input_tokens_details or usage.input_token_details, usage.output_tokens_details
+    if answered is None and usage.input_tokens_details is not None:
+        answered = TokensDetails(image_tokens=usage.output_tokens)
+    return Usage(
+        prompt_tokens=usage.input_tokens,
+        completion_tokens=usage.output_tokens,
+        total_tokens=usage.total_tokens,
+        prompt_tokens_details=given,
+        completion_tokens_details=answered,
+        cost=usage.cost,
+    )
 
 
 class Image(Object):

@@ -104,6 +104,9 @@ class TokensDetails(Object):
     audio_tokens: int | None = None
     accepted_prediction_tokens: int | None = None
     rejected_prediction_tokens: int | None = None
+    text_tokens: int | None = None
+    image_tokens: int | None = None
+    cache_write_1h_tokens: int | None = None  # those of cache_write_tokens that stay for an hour
 
 
 class Usage(Object):

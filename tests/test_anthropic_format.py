@@ -641,7 +641,11 @@ def test_usage_of_the_cache() -> None:
         "prompt_tokens": 4096,
         "completion_tokens": 503,
         "total_tokens": 4599,
-        "prompt_tokens_details": {"cached_tokens": 1800, "cache_write_tokens": 248},
+        "prompt_tokens_details": {
+            "cached_tokens": 1800,
+            "cache_write_tokens": 248,
+            "cache_write_1h_tokens": 100,
+        },
         "cache_creation": creation,
     }
 

@@ -122,7 +122,9 @@ def openai_usage(usage: Any) -> Usage | None:
     if prompt is not None and answered is not None:
         result.total_tokens = prompt + answered
     if read is not None or written is not None:
-        result.prompt_tokens_details = TokensDetails(read, written)
+        result.prompt_tokens_details = parts = TokensDetails(read, written)
+        if written and isinstance(creation := usage.get("cache_creation"), dict):
+            parts.cache_write_1h_tokens = creation.get("ephemeral_1h_input_tokens")
     details = usage.get("output_tokens_details")
     if isinstance(details, dict) and isinstance(thought := details.get("thinking_tokens"), int):
         result.completion_tokens_details = TokensDetails(reasoning_tokens=thought)

@@ -181,16 +181,17 @@ def _usage(counts: shapes.Usage) -> Usage:
     completion = counts.candidatesTokenCount + counts.thoughtsTokenCount
     given = TokensDetails(counts.cachedContentTokenCount)
     if counts.promptTokensDetails:
-        given.audio_tokens = _audio(counts.promptTokensDetails)
+        _by_modality(given, counts.promptTokensDetails)
     answered = TokensDetails(None, None, counts.thoughtsTokenCount)
     if counts.candidatesTokensDetails:
-        answered.audio_tokens = _audio(counts.candidatesTokensDetails)
+        _by_modality(answered, counts.candidatesTokensDetails)
     total = prompt + completion if counts.totalTokenCount is None else counts.totalTokenCount
     return Usage(prompt, completion, total, given, answered)
 
 
-def _audio(details: tuple[shapes.Modality, ...]) -> int | None:
+def _by_modality(result: TokensDetails, details: tuple[shapes.Modality, ...]) -> None:
     for detail in details:
         if detail.modality == "AUDIO":
-            return detail.tokenCount
-    return None
+            result.audio_tokens = detail.tokenCount
+        elif detail.modality == "IMAGE":
+            result.image_tokens = detail.tokenCount
