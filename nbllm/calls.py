@@ -39,14 +39,14 @@ class Options:
     """What every verb takes beside the parameters of its endpoint.
 
     Attributes:
-        session_id: Group of this request in `nbllm.sessions()`; default: that of `nbllm.session(...)`, of
-            `nbllm.set_session(...)`, else the kernel's own. `litellm_session_id` is understood too.
+        session_id: Group of this request, as the caller named it in this call by whatever spelling; None for
+            that of `nbllm.session(...)`, of `nbllm.set_session(...)`, else the kernel's own.
         timeout: For one attempt; None for the configured one.
         api_key: The key; default: the provider's environment variable.
         base_url: Another server; `api_base` is litellm's name for it.
         api_version: Azure's.
         extra_headers: Headers to add or replace.
-        extra_body: Fields to add to the JSON body as they are.
+        extra_body: Fields to add to the JSON body as they are, without those that named the session.
         metadata: Kept with the request's parameters in the log.
         shared_session: A ClientSession of the caller's own.
         retries: How many further attempts a failure that may pass is worth, None for the configured
@@ -80,6 +80,7 @@ def checked_options(
     *,
     session_id: Any = None,
     litellm_session_id: Any = None,
+    litellm_trace_id: Any = None,
     timeout: Any = None,
     api_key: Any = None,
     base_url: Any = None,
@@ -101,23 +102,21 @@ def checked_options(
     options = Options()
     options.api_key, options.base_url, options.api_version = api_key, base_url or api_base, api_version
     options.shared_session = shared_session
-    sent = None  # the session that the caller sends to a LiteLLM proxy by hand; there the header wins
-    if extra_body is not None:
-        fields = dict(_mapping("extra_body", extra_body))
-        sent = fields.pop("litellm_session_id", None)  # OpenAI refuses fields that it doesn't know
-        options.extra_body = fields
-    if extra_headers is not None:
-        options.extra_headers = _mapping("extra_headers", extra_headers)
-        names = {str(name).lower(): name for name in extra_headers}
-        sent = extra_headers.get(names.get("x-litellm-session-id")) or sent
-    if session_id is not None:
-        tagging.check_session_id(session_id)  # an empty one too: it is no way to leave it out
-    grouped = session_id or litellm_session_id
     if metadata is not None:
         options.metadata = _mapping("metadata", metadata)
-        grouped = grouped or metadata.get("session_id") or metadata.get("litellm_session_id")
-    if grouped := grouped or sent:
-        options.session_id = tagging.check_session_id(grouped)
+    if extra_headers is not None:
+        options.extra_headers = _mapping("extra_headers", extra_headers)
+    named = litellm_session_id or litellm_trace_id or _first(metadata, _SESSION_METADATA)
+    if extra_body is not None:
+        options.extra_body, in_body = _without_session(_mapping("extra_body", extra_body))
+        named = named or in_body
+    if extra_headers:
+        headers = {str(name).lower(): value for name, value in extra_headers.items()}
+        named = named or _first(headers, _SESSION_HEADERS)
+    if session_id is not None:  # an empty one too: it is no way to leave it out
+        options.session_id = tagging.check_session_id(session_id)
+    elif named:
+        options.session_id = tagging.check_session_id(named)
     if timeout is not None:
         options.timeout = client_timeout(timeout)
     if (times := max_retries if num_retries is None else num_retries) is not None:
@@ -128,6 +127,32 @@ def checked_options(
 
 
 OPTION_NAMES = frozenset(inspect.signature(checked_options).parameters)
+
+# LiteLLM's names for a session beside the arguments; of several, the first counts. A trace id is one of them:
+# its proxy groups by it too (docs.litellm.ai, "Session Logs", and `get_standard_logging_payload_trace_id` and
+# `get_chain_id_from_headers` in its source, 1.106).
+_SESSION_METADATA = ("session_id", "litellm_session_id", "trace_id")
+_SESSION_FIELDS = ("litellm_session_id", "litellm_trace_id")
+_SESSION_HEADERS = ("x-litellm-session-id", "x-litellm-trace-id", "x-session-id")
+
+
+def _first(given: Mapping[str, Any] | None, names: Sequence[str]) -> Any:
+    return next(filter(None, map(given.get, names)), None) if given else None
+
+
+def _without_session(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The fields of a body without those that name a session, and that session.
+
+    OpenAI and others refuse fields that they don't know, in `metadata` too; for a proxy `_ask` adds its own.
+    """
+    rest = {name: value for name, value in fields.items() if name not in _SESSION_FIELDS}
+    named, metadata = _first(fields, _SESSION_FIELDS), fields.get("metadata")
+    if isinstance(metadata, Mapping) and not metadata.keys().isdisjoint(_SESSION_METADATA):
+        named = named or _first(metadata, _SESSION_METADATA)
+        rest["metadata"] = {name: value for name, value in metadata.items() if name not in _SESSION_METADATA}
+        if not rest["metadata"]:
+            del rest["metadata"]
+    return rest, named
 
 
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:
@@ -236,8 +261,11 @@ async def _ask(
     """All attempts at one model."""
     extra_body, headers = options.extra_body, options.extra_headers
     if route.provider.takes_session:
-        extra_body = {"litellm_session_id": call.session_id, **(extra_body or {})}
-        headers = {"x-litellm-session-id": call.session_id, **(headers or {})}
+        # Our row's and no other one, where the caller named several: a proxy heeds a trace id first.
+        extra_body = {**(extra_body or {}), "litellm_session_id": call.session_id}
+        given = (headers or {}).items()
+        headers = {name: value for name, value in given if str(name).lower() not in _SESSION_HEADERS}
+        headers["x-litellm-session-id"] = call.session_id
     try:
         request = translate(route, extra_body)
     except (TypeError, AttributeError, LookupError, UnicodeError) as error:
@@ -311,6 +339,7 @@ async def _attempt(
         )
         call.content = None  # the record has it
         if (record := call.record) is not None:
+            record.headers = response.headers
             record.provider_request_id = errors.request_id(response.headers)
         _say_which_connection(call, session)
         limits.note(route.provider.name, response.headers, None, route.base_url)

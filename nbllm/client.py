@@ -65,7 +65,11 @@ async def acompletion(
             path, bytes, a PIL image or a matplotlib figure.
         stream: True gives a `CompletionStream` to iterate over, as soon as the answer begins.
         session_id: Group of this request in `nbllm.sessions()`; default: that of `nbllm.session(...)`, of
-            `nbllm.set_session(...)`, else the kernel's own. `litellm_session_id` is understood too.
+            `nbllm.set_session(...)`, else the kernel's own. LiteLLM's spellings are understood too, in this
+            order: `litellm_session_id=` and `litellm_trace_id=`; `session_id`, `litellm_session_id` and
+            `trace_id` in `metadata`; in `extra_body` the same fields, and those of its `metadata`, which are
+            taken out of it; the `extra_headers` `x-litellm-session-id`, `x-litellm-trace-id` and
+            `x-session-id`. A LiteLLM proxy (`litellm_proxy/…`) is told the session, and groups by it too.
         timeout: Seconds for each attempt, or an `aiohttp.ClientTimeout`; default as configured.
         api_key: The key; default: the provider's environment variable.
         base_url: Another server that speaks OpenAI's format, up to `/v1`.
@@ -94,6 +98,7 @@ async def acompletion(
     options = calls.checked_options(
         session_id=session_id,
         litellm_session_id=params.pop("litellm_session_id", None),
+        litellm_trace_id=params.pop("litellm_trace_id", None),
         timeout=timeout,
         api_key=api_key,
         base_url=base_url,

@@ -1,20 +1,22 @@
 """OpenAI's Responses API: `aresponses` and its synchronous twin.
 
 Where a provider speaks it, its own endpoint is asked; elsewhere it is built on chat completions, and nbllm
-keeps the conversation: in memory, and in the log, where another kernel finds it. A call's way is `calls`'.
+keeps the conversation: in memory, and in the log, where another kernel finds it. Responses that follow each
+other are one session. A call's way is `calls`'.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import aiohttp
 
-from . import calls, failures, log, loops, tracing
+from . import calls, failures, log, loops, tagging, tracing
 from .client import whole_answer
 from .exceptions import UsageProblem
 from .kept import kept
@@ -27,8 +29,14 @@ from .response_types import Response, ResponseEvent, chat_usage
 from .streaming import CompletionStream, EventStream
 from .types import ChatCompletion, mimebundle, parse
 
+T = TypeVar("T")
+
 KEPT_CONVERSATIONS = 1000
 """How many conversations stay in memory; older ones are in the log, where contents are kept."""
+KEPT_SESSIONS = 10_000
+"""Of how many responses the session stays in memory; those of older ones are in the log."""
+LOG_SECONDS = 2.0
+"""How long a call waits for the log to tell the session of the response that it follows."""
 
 
 async def aresponses(
@@ -42,18 +50,24 @@ async def aresponses(
         stream: True gives a stream of events, as soon as the answer begins.
         previous_response_id: The `id` of the response that this one follows. On providers without the
             Responses API nbllm looks its conversation up, also in another kernel as long as the log holds
-            the contents.
+            the contents. Unless another session was chosen, this response belongs to the session of that
+            one; where nothing is known of it, its id is the session.
         **params: OpenAI's parameters (instructions, tools, max_output_tokens, reasoning, …), and the options
-            of all verbs: see `acompletion`.
+            of all verbs: see `acompletion`. The id of a `conversation`, which OpenAI keeps, is the session
+            unless another one was chosen.
 
     Returns:
         A `Response` with `.output_text`; or a stream of events, whose `.response` is that at the end.
 
     Raises:
         UsageProblem: A value that can't work, or an unknown `previous_response_id`; nothing was sent.
+        UnsupportedParamsError: A parameter that the provider has no equivalent for, such as `conversation`
+            on those without the Responses API; nothing was sent.
         APIError: The call failed.
     """
     options = calls.take_options(params)
+    if options.session_id is None and tagging.chosen_session() is None:
+        options.session_id = await _session_followed(params.get("conversation"), previous_response_id)
     stream = bool(stream)
     turn = _Turn(input, params, previous_response_id)
 
@@ -86,6 +100,38 @@ def responses(
     )
 
 
+# -- sessions --------------------------------------------------------------------------------------
+
+
+async def _session_followed(conversation: Any, previous: Any) -> str | None:
+    """The session of what a response goes on with; None where that gives none."""
+    if conversation is not None:  # its id, or an object with that
+        found = conversation.get("id") if isinstance(conversation, Mapping) else conversation
+    elif previous and isinstance(previous, str):
+        found = _state.sessions.get(previous) or await _logged_session(previous) or previous
+    else:
+        return None
+    try:
+        return tagging.check_session_id(found)
+    except UsageProblem:  # nobody meant it as a session's name
+        return None
+
+
+async def _logged_session(response_id: str) -> str | None:
+    # In a thread, since the log may be far away, or locked by another process.
+    asking = asyncio.to_thread(log.session_of, response_id)
+    try:
+        return await asyncio.wait_for(asking, LOG_SECONDS)
+    except Exception:  # a group is not worth the call
+        return None
+
+
+def _keep_session(response_id: str | None, session_id: str) -> None:
+    """Keep the session of a response for those that follow it."""
+    if isinstance(response_id, str):  # servers say what they like
+        _keep(_state.sessions, response_id, session_id, KEPT_SESSIONS)
+
+
 # -- the provider's own ----------------------------------------------------------------------------
 
 
@@ -95,6 +141,7 @@ async def _whole(call: tracing.Call, response: aiohttp.ClientResponse, route: Ro
         raise failures.from_body(response, encode({"error": answer.error}), call, route)
     if answer.object != "response" and not answer.output:
         raise failures.from_body(response, body, call, route)
+    _keep_session(answer.id, call.session_id)
     if (record := call.record) is not None:
         if record.content is not None:
             record.response_content = body
@@ -143,6 +190,7 @@ class ResponseStream(EventStream[ResponseEvent]):
 
     def _note_answer(self, record: tracing.Record) -> None:
         answer = self._assembly.response
+        _keep_session(answer.id, record.session_id)
         tracing.note_answer(record, answer.id, answer.model, chat_usage(answer.usage))
         if record.content is not None and self._assembly.count:
             record.response_content = encode(answer.model_dump(exclude_none=True))
@@ -176,9 +224,8 @@ class _Turn:
 
     def keep(self, response_id: str, completion: ChatCompletion) -> None:
         """Keep the conversation, with its answer, under the response's id."""
-        _state.conversations[response_id] = [*self.messages, assistant_message(completion)]
-        while len(_state.conversations) > KEPT_CONVERSATIONS:
-            _state.conversations.popitem(last=False)
+        messages = [*self.messages, assistant_message(completion)]
+        _keep(_state.conversations, response_id, messages, KEPT_CONVERSATIONS)
 
 
 async def _whole_bridged(
@@ -187,6 +234,7 @@ async def _whole_bridged(
     completion = await whole_answer(call, response, route)
     response_id = _response_id(call)
     turn.keep(response_id, completion)
+    _keep_session(response_id, call.session_id)
     answer = from_chat(completion, response_id, turn.previous)
     if (record := call.record) is not None:
         record.response_id = response_id
@@ -209,6 +257,7 @@ class _ChatStream(CompletionStream):
     def _note_answer(self, record: tracing.Record) -> None:
         super()._note_answer(record)
         record.response_id = self.response_id
+        _keep_session(self.response_id, record.session_id)
         if self._is_finished():
             self.turn.keep(self.response_id, self.completion)
 
@@ -280,17 +329,31 @@ class BridgedStream:
 
 
 class _State:
-    """The conversations of the newest bridged responses, by their ids."""
+    """The sessions of the newest responses, and the conversations of bridged ones, by their ids."""
 
     def __init__(self) -> None:
+        self.sessions: OrderedDict[str, str] = OrderedDict()
         self.conversations: OrderedDict[str, list[dict[str, Any]]] = OrderedDict()
 
 
 _state = kept(__name__, _State)
 
 
+def _keep(values: OrderedDict[str, T], response_id: str, value: T, most: int) -> None:
+    values[response_id] = value
+    while len(values) > most:
+        values.popitem(last=False)
+
+
 def _response_id(call: tracing.Call) -> str:
     return f"resp_{call.call_id}"
+
+
+def rename_session(old: str, new: str) -> None:
+    """Have the responses that follow those of `old` be grouped under `new`."""
+    for response_id, name in list(_state.sessions.items()):
+        if name == old:
+            _state.sessions[response_id] = new
 
 
 def _conversation(response_id: str) -> list[dict[str, Any]]:

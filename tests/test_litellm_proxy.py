@@ -165,7 +165,20 @@ async def test_the_session_reaches_the_proxy_with_every_verb(proxy: Proxy, verb:
         {"metadata": {"session_id": "mine"}},
         {"metadata": {"litellm_session_id": "mine"}},  # documented, but not grouped by LiteLLM's own client
         {"extra_body": {"litellm_session_id": "mine"}},
+        {"extra_body": {"metadata": {"session_id": "mine"}}},
         {"extra_headers": {"x-litellm-session-id": "mine"}},
+        {"extra_headers": {"X-Session-Id": "mine"}},  # which the proxy itself takes from eight characters on
+        {"litellm_trace_id": "mine"},
+        {"metadata": {"trace_id": "mine"}},
+        {"extra_body": {"litellm_trace_id": "mine"}},
+        {"extra_body": {"metadata": {"trace_id": "mine"}}},
+        {"extra_headers": {"x-litellm-trace-id": "mine"}},
+        # Of several the first, although the proxy itself would heed the trace id's header first.
+        {
+            "session_id": "mine",
+            "extra_headers": {"X-LiteLLM-Trace-Id": "other", "x-session-id": "others-own"},
+        },
+        {"litellm_session_id": "mine", "extra_body": {"litellm_session_id": "other", "metadata": {"a": "b"}}},
     ],
     ids=str,
 )
@@ -175,6 +188,15 @@ async def test_every_way_to_name_a_session_groups_here_and_there(
     await nbllm.acompletion("litellm_proxy/chat", "Hi", **options)
     (seen,) = proxy.seen()
     assert seen["session_id"] == only_row().session_id == "mine"
+
+
+async def test_responses_that_follow_each_other_are_one_session_here_and_there(proxy: Proxy) -> None:
+    root: Any = await nbllm.aresponses("A story", "litellm_proxy/chat", session_id="robots")
+    second: Any = await nbllm.aresponses("A poem", "litellm_proxy/chat", previous_response_id=root.id)
+    await nbllm.aresponses("A song", "litellm_proxy/chat", previous_response_id=second.id)
+    assert [seen["session_id"] for seen in proxy.seen()] == ["robots"] * 3
+    (session,) = session_rows()
+    assert (session.session_id, session.requests) == ("robots", 3)
 
 
 async def test_a_session_that_nobody_named_is_the_kernels(proxy: Proxy) -> None:

@@ -35,7 +35,7 @@ _CLIENT_OPTIONS = {
     "organization": "write extra_headers={'OpenAI-Organization': …}",
     **dict.fromkeys(
         ("cache", "caching", "context_window_fallback_dict", "drop_params", "guardrails",
-         "input_cost_per_token", "litellm_call_id", "litellm_trace_id", "max_budget", "model_info",
+         "input_cost_per_token", "litellm_call_id", "max_budget", "model_info",
          "output_cost_per_token"),
         "leave it out",
     ),
