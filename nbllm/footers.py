@@ -1,6 +1,6 @@
 """One line about requests: which model answered, and what it took in tokens, money, time and connections.
 
-Owns `footer`, for one request, and `summary`, for several. Pure; called by the magics. Knows a
+Owns `footer` and `brief`, for one request, and `summary`, for several. Pure; called by the magics. Knows a
 `tracing.Record`, or a row of the log with the same names, and nothing of where it comes from.
 """
 
@@ -55,6 +55,19 @@ def summary(requests: Sequence[tracing.Record | SimpleNamespace]) -> str:
         ", ".join(sessions) if len(sessions) <= 3 else f"{len(sessions)} sessions",
         _tokens(total),
         None if is_demo else _cost(_total(requests, "cost_usd")),
+    )
+    return " · ".join(part for part in parts if part)
+
+
+def brief(request: Any) -> str:
+    """What a request took, and no more: model, tokens, cost, time; what is unknown is left out."""
+    parts = (
+        _name(request) if request.request_model else None,
+        _tokens(request),
+        None if request.provider == "demo" else _cost(request.cost_usd),
+        None if request.duration_ms is None else _seconds(request.duration_ms),
+        f"attempt {request.attempt}" if request.attempt > 1 else None,
+        None if request.finish_reason == "tool_calls" else _finish(request.finish_reason),
     )
     return " · ".join(part for part in parts if part)
 
