@@ -47,11 +47,15 @@ if TYPE_CHECKING:
         speech,
         transcription,
     )
+    from .exporting import export
     from .frames import connections, requests, sessions
+    from .housekeeping import delete_session, forget, prune, rename_session, tag_session
     from .keys import set_key
     from .notebook_file import read_notebook
+    from .own_prices import set_price
     from .responding import aresponses, responses
     from .streaming import CompletionStream
+    from .transcripts import Transcript, transcript
     from .transport import aclose, close, shared_session
     from .types import ChatCompletion, ChatCompletionChunk
 
@@ -78,6 +82,7 @@ __all__ = [
     "RateLimitError",
     "ServiceUnavailableError",
     "Timeout",
+    "Transcript",
     "UnprocessableEntityError",
     "UnsupportedParamsError",
     "UsageProblem",
@@ -97,20 +102,28 @@ __all__ = [
     "configure",
     "connections",
     "current_session",
+    "delete_session",
     "doctor",
     "embedding",
+    "export",
+    "forget",
     "image_generation",
     "kernel_id",
     "models",
+    "prune",
     "read_notebook",
+    "rename_session",
     "requests",
     "responses",
     "session",
     "sessions",
     "set_key",
+    "set_price",
     "set_session",
     "shared_session",
     "speech",
+    "tag_session",
+    "transcript",
     "transcription",
 ]
 
@@ -126,11 +139,15 @@ _LATE = {
             "aembedding aimage_generation amodels aspeech atranscription "
             "embedding image_generation models speech transcription"
         ),
+        "exporting": "export",
         "frames": "connections requests sessions",
+        "housekeeping": "delete_session forget prune rename_session tag_session",
         "keys": "set_key",
         "notebook_file": "read_notebook",
+        "own_prices": "set_price",
         "responding": "aresponses responses",
         "streaming": "CompletionStream",
+        "transcripts": "Transcript transcript",
         "transport": "aclose close shared_session",
         "types": "ChatCompletion ChatCompletionChunk",
     }.items()

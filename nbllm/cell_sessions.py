@@ -97,10 +97,10 @@ def _leave() -> None:
 
 def _tell(run_id: str) -> None:
     """One line about what the cell sent, with the requests' ids in the output's metadata."""
-    from . import footers, frames, output_metadata, rendering
+    from . import footers, output_metadata, rendering, selection
     from .formats import View
 
-    requests = [SimpleNamespace(**row) for row in frames.rows_of_run(run_id)]
+    requests = [SimpleNamespace(**row) for row in selection.request_rows(run=run_id)]
     if not requests:
         return
     view = View(footer=footers.summary(requests))

@@ -7,11 +7,11 @@ does too. Called by `magics`, whose loading must be quick: what only one command
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import frames, log, settings, tagging, tracing
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from .diagnosis import Diagnosis
+    from .transcripts import Transcript
 
 
 MODELS_SECONDS = 10
@@ -245,20 +246,20 @@ def _reset(value: str) -> None:
 
 
 def _export(value: str) -> None:
-    path = os.path.expanduser(value)
-    write = _WRITERS.get(os.path.splitext(path)[1].lower())
-    if write is None:
+    from . import exporting
+
+    path = Path(value).expanduser()
+    kind = path.suffix.lower()
+    if kind in exporting.FORMATS:
+        exporting.export(path)
+    elif kind in _CONVERSATIONS:
+        text = tracing.redact(_CONVERSATIONS[kind]())
+        exporting.write_whole(path, lambda file: file.write(text.encode()))
+    else:
         raise UsageProblem(
-            "%nbllm export writes this kernel's requests to PATH.csv or PATH.jsonl, and the conversation of "
-            f"this session to PATH.md or PATH.json; got {value!r}"
+            "%nbllm export writes this kernel's requests to PATH.har, PATH.parquet, PATH.csv or PATH.jsonl, "
+            f"and the conversation of this session to PATH.md or PATH.json; got {value!r}"
         )
-    text = tracing.redact(write())
-    try:
-        with open(path, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageProblem(f"{value} can't be written: {reason}") from None
     print(f"wrote {path}")
 
 
@@ -274,12 +275,13 @@ def _conversation() -> str:
     return Chat().markdown() + "\n"
 
 
-_WRITERS: dict[str, Callable[[], str]] = {
-    ".csv": lambda: frames.requests().to_csv(index=False),
-    ".jsonl": lambda: frames.requests().to_json(orient="records", lines=True, date_format="iso"),
-    ".json": _messages,
-    ".md": _conversation,
-}
+_CONVERSATIONS: dict[str, Callable[[], str]] = {".json": _messages, ".md": _conversation}
+
+
+def _transcript(value: str) -> Transcript:
+    from .transcripts import transcript
+
+    return transcript(value or None)
 
 
 def _doctor(_: str) -> Diagnosis:
@@ -320,7 +322,10 @@ COMMANDS: dict[str, Command] = {
     "config": Command("", "every setting, and where its value comes from", _config),
     "key": Command("[PROVIDER]", "set a key for this kernel, by a hidden prompt; nbllm.set_key(…)", _key),
     "reset": Command("[SESSION]", "start the conversation over; nbllm.Chat(…).reset()", _reset),
-    "export": Command("PATH", "requests to .csv or .jsonl, the conversation to .md or .json", _export),
+    "transcript": Command("[SESSION]", "the session as a conversation; nbllm.transcript(…)", _transcript),
+    "export": Command(
+        "PATH", "requests to .har, .parquet, .csv or .jsonl, the conversation to .md or .json", _export
+    ),
     "doctor": Command("", "check keys, endpoints, log, connections; nbllm.doctor()", _doctor),
     "close": Command("", "close the connections; the next request opens new ones; nbllm.close()", _close),
     "help": Command("", "these lines", _help),

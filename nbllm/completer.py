@@ -121,7 +121,7 @@ class _Place:
             return _matching_models(_unquoted(last.partition("=")[2]))
         if name == "key":
             return _matching(last, [Suggestion(name, "provider") for name in PROVIDERS if name != "demo"])
-        return _matching_sessions(last) if name in ("session", "reset") else None
+        return _matching_sessions(last) if name in ("session", "reset", "transcript") else None
 
     def session(self, line: str) -> Completions | None:
         """After `%%session`."""
@@ -289,12 +289,13 @@ def _sessions() -> Iterator[str]:
 def _logged(columns: str, condition: str) -> list[Any]:
     """Different values of these columns among this kernel's requests, the latest first."""
     first = tagging.first_request_id()
+    last = first + (1 << 31) - 1
     query = (
-        f"SELECT {columns} FROM requests WHERE id BETWEEN ? AND ? AND {condition} "
+        f"SELECT {columns} FROM requests WHERE id BETWEEN {first} AND {last} AND {condition} "
         f"GROUP BY {columns} ORDER BY max(id) DESC LIMIT 100"
     )
 
     def job(connection: sa.Connection) -> list[Any]:
-        return [tuple(row) for row in connection.exec_driver_sql(query, (first, first + (1 << 31) - 1))]
+        return [tuple(row) for row in connection.exec_driver_sql(query)]
 
     return log.read_soon(job, LOG_SECONDS) or []

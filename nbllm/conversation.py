@@ -154,3 +154,9 @@ def of_session(session_id: str) -> Conversation:
 def forget(session_id: str) -> None:
     """Forget what was said in a session. The log keeps it."""
     _state.conversations.pop(session_id, None)
+
+
+def rename(old: str, new: str) -> None:
+    """Have the conversation of a session go on under its new id."""
+    if (said := _state.conversations.pop(old, None)) is not None:
+        _state.conversations[new] = said

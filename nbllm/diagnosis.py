@@ -324,9 +324,11 @@ def _log() -> list[Check]:
         message = "in memory: it ends with this kernel"
         return [Check("log", "note", message, f"set by {source}; nbllm.configure(log=PATH) names a file")]
     path = log.path()
-    trouble = _why_not_writable(path or wanted or log.default_path())
+    if "://" in (path or ""):
+        return [Check("log", "ok", f"{_foreign(path or '')} · reachable")]
+    trouble = None if "://" in wanted else _why_not_writable(path or wanted or log.default_path())
     if path is None:
-        where = _foreign(wanted or log.default_path())
+        where = _foreign(log.shown(wanted))
         why = _foreign(trouble or "it was not usable when this kernel first wrote to it")
         remedy = "nbllm.configure(log=PATH) names another place, or tries the same again"
         return [Check("log", "problem", f"in memory, because {where} can't be used: {why}", remedy)]

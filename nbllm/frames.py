@@ -1,27 +1,24 @@
 """The log as DataFrames: sessions, requests, connections.
 
-One query path: `log.read` sees every row handed over before, and the requests still in flight are added
-from `tracing`, with a null status. pandas loads on first use.
+Which requests are meant is `selection`'s; pandas loads on first use.
 """
 
 from __future__ import annotations
 
-import operator
-import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from . import log, schema, tagging, tracing
-from .exceptions import UsageProblem
+from . import schema, selection, tagging
+from .selection import Selection, Since
 
 if TYPE_CHECKING:
     import pandas as pd
-    import sqlalchemy as sa
 
 # Columns of sessions(), beside session_id, in order.
 SESSIONS: dict[str, str] = {
     "session_id": "text",
+    "tags": "text",
     "requests": "int",
-    "ok": "int",
     "errors": "int",
     "cancelled": "int",
     "incomplete": "int",
@@ -42,20 +39,42 @@ SESSIONS: dict[str, str] = {
 }
 
 
-def requests(session: str | None = None, kernel: str | None = None) -> pd.DataFrame:
+def requests(
+    session: str | None = None,
+    kernel: str | None = None,
+    *,
+    since: Since = None,
+    notebook: str | None = None,
+    model: str | None = None,
+    search: str | None = None,
+    errors: bool = False,
+    cell: int | str | None = None,
+    latest: bool = False,
+) -> pd.DataFrame:
     """Every request, one row per HTTP attempt, oldest first.
 
     Args:
         session: Only those of this session id.
-        kernel: None for this kernel, "all" for the whole log, or a kernel_id.
+        kernel: None for this kernel, or for all kernels where `since` or `notebook` is given; "all" for the
+            whole log; or a kernel_id.
+        since: Only those that started since then: "90s", "30m", "12h", "7d", "2w" ago, a timedelta ago, a
+            date or datetime (local time where it names no zone), or one in ISO 8601 such as "2026-11-20".
+        notebook: Only those of this notebook: its path, or the name alone.
+        model: Only those that asked for this model, or were answered by it.
+        search: Only those with this text in their messages, answers or errors, whatever the case of ASCII
+            letters. What was said is known only where contents are kept.
+        errors: Only those that failed.
+        cell: Only those of this cell: its number, or its id.
+        latest: Only those of the last run of each cell.
 
     Returns:
         Columns are the log's; null means unknown or not applicable. Times are UTC timestamps, `*_ms` are
         milliseconds, counts are nullable integers, names with few values are categories.
 
         - request_id, call_id, attempt: this attempt; the call that it belongs to; its number in that call.
-        - session_id; kernel_id; cell_id, execution_count, run_id: the cell and this run of it; cell_source:
-          where the cell's id comes from (frontend, execution_count, last_cell).
+        - session_id, owner; kernel_id, notebook (null where neither server nor front end tells it); cell_id,
+          execution_count, run_id: the cell and this run of it; cell_source: where the cell's id comes from
+          (frontend, execution_count, last_cell).
         - operation, provider, request_model, response_model, response_id, provider_request_id, params.
         - http_method, server_address, server_port, url_path, stream, http_status.
         - started_at, first_chunk_at, ended_at; queued_ms: waited for nbllm's own limits (`configure(rpm=…)`)
@@ -68,11 +87,20 @@ def requests(session: str | None = None, kernel: str | None = None) -> pd.DataFr
         - status: ok, error, cancelled, incomplete (abandoned before its end), or null while running.
         - error_type, error_message, retry_after_ms, finish_reason.
         - input_tokens (cached included), cache_read_tokens, cache_write_tokens, output_tokens (reasoning
-          included), reasoning_tokens; cost_usd and cost_source (provider:
-          as it says itself; genai-prices: by the model's name, wherever it runs); null if unknown.
+          included), reasoning_tokens, and of all these input_audio_tokens, output_audio_tokens,
+          input_image_tokens, output_image_tokens; cost_usd and cost_source (provider: as it says itself;
+          user: `nbllm.set_price`; genai-prices: by the model's name, wherever it runs); null if unknown.
+        - response_headers: those that are kept, as JSON.
+
+        More in docs/log.md.
+
+    Raises:
+        UsageProblem: A filter that can't be used.
     """
-    columns = {name: kind for name, kind in schema.REQUESTS.items() if name != "id"}
-    return typed_frame(columns, [row[1:] for row in _request_rows(session, kernel)])
+    chosen = Selection(session, kernel, since, notebook, model, search, errors, cell, latest)
+    kinds = {**schema.REQUESTS, "notebook": "label"}
+    del kinds["id"]
+    return typed_frame(kinds, [row[1:] for row in selection.read_requests(chosen)])
 
 
 def connections(kernel: str | None = None) -> pd.DataFrame:
@@ -86,6 +114,7 @@ def connections(kernel: str | None = None) -> pd.DataFrame:
         opened_at, closed_at (null while open, or if the kernel was killed), close_reason, and over its
         requests: requests, bytes_sent, bytes_received, connect_ms.
     """
+    chosen = Selection(kernel=kernel)
     columns = {
         **schema.CONNECTIONS,
         "requests": "int",
@@ -93,137 +122,111 @@ def connections(kernel: str | None = None) -> pd.DataFrame:
         "bytes_received": "int",
         "connect_ms": "float",
     }
-    conditions = {} if kernel == "all" else {"kernel_id = ?": kernel or tagging.kernel_id()}
-    rows = _select(schema.CONNECTIONS, "connections", conditions, "opened_at")
-    served: dict[str, list[tuple[Any, ...]]] = {}
-    for row in _request_rows(None, kernel):
-        if (connection_id := row[_AT["connection_id"]]) is not None:
-            served.setdefault(connection_id, []).append(row)
-    return typed_frame(columns, [(*row, *_served(served.get(row[0], []))) for row in rows])
-
-
-def _served(rows: list[tuple[Any, ...]]) -> tuple[Any, ...]:
-    """What a connection did, from the requests that used it."""
-    sent, received, connect_ms = (
-        [row[_AT[name]] for row in rows if row[_AT[name]] is not None]
-        for name in ("bytes_sent", "bytes_received", "connect_ms")
+    own = ", ".join(f"connections.{name}" for name in schema.CONNECTIONS)
+    scope = "1 = 1" if kernel == "all" else f"kernel_id = '{kernel or tagging.kernel_id()}'"
+    rows = selection.read(
+        chosen,
+        lambda where, _: (
+            f"""
+            SELECT {own}, coalesce(served.requests, 0), bytes_sent, bytes_received, connect_ms
+            FROM connections LEFT JOIN (
+                SELECT connection_id, count(*) AS requests, {_SUM.format("bytes_sent")} AS bytes_sent,
+                    {_SUM.format("bytes_received")} AS bytes_received, max(connect_ms) AS connect_ms
+                FROM requests WHERE {where} GROUP BY connection_id
+            ) AS served ON served.connection_id = connections.connection_id
+            WHERE {scope} ORDER BY opened_at, connections.connection_id"""
+        ),
     )
-    return len(rows), _sum(sent), _sum(received), connect_ms[0] if connect_ms else None
+    return typed_frame(columns, rows)
 
 
-def sessions(kernel: str | None = None) -> pd.DataFrame:
+_SUM = "CAST(sum({}) AS BIGINT)"  # PostgreSQL's is a decimal number
+
+
+def sessions(
+    kernel: str | None = None,
+    *,
+    since: Since = None,
+    notebook: str | None = None,
+    model: str | None = None,
+    search: str | None = None,
+) -> pd.DataFrame:
     """Every session with what it did and cost, one row each, by first request.
 
     Args:
-        kernel: None for this kernel, "all" for the whole log (a session may span kernels), or a kernel_id.
+        kernel: None for this kernel, or for all kernels where `since` or `notebook` is given; "all" for the
+            whole log (a session may span kernels); or a kernel_id.
+        since: As for `requests`; so are the others. A session's numbers are those of the requests that are
+            left.
+        notebook: Only requests of this notebook.
+        model: Only requests that asked for this model, or were answered by it.
+        search: Only requests with this text.
 
     Returns:
-        Columns session_id; requests (attempts); ok, errors, cancelled, incomplete, running:
-        requests by status; cells (as `[3], [5]`, or ids where there is no number) and models;
-        input_tokens, output_tokens, cost_usd: sums of what is known, null if nothing is;
-        unpriced: requests with tokens whose price is unknown; duration_ms: sum;
+        Columns session_id; tags (`nbllm.tag_session`), in one text; requests (attempts); errors, cancelled,
+        incomplete, running: requests by status, the others are ok; cells (as `[3], [5]`, or ids where there
+        is no number) and models; input_tokens, output_tokens, cost_usd: sums of what is known, null if
+        nothing is; unpriced: requests with tokens whose price is unknown; duration_ms: sum;
         duration_p95_ms; ttft_p50_ms; connections_opened; reuse_ratio: share of requests on a reused
-        connection; started_at, ended_at.
+        connection; started_at, ended_at. Where other kernels are meant too there is also owner: sessions of
+        the same name that belong to two people are two.
+
+    Raises:
+        UsageProblem: A filter that can't be used.
     """
-    groups: dict[str, list[tuple[Any, ...]]] = {}
-    for row in _request_rows(None, kernel):
-        groups.setdefault(row[_AT["session_id"]], []).append(row)
-    return typed_frame(SESSIONS, [_summary(name, rows) for name, rows in groups.items()])
+    chosen = Selection(None, kernel, since, notebook, model, search)
+    rows = []
+    for row in selection.read(chosen, _sessions_query):
+        said = dict(zip(("owner", *SESSIONS), row, strict=True))
+        said["tags"], said["models"] = _listed(said["tags"]), _listed(said["models"])
+        said["cells"] = _listed(said["cells"], _cell)
+        rows.append(tuple(said.values()))
+    if not chosen.is_wide:
+        return typed_frame(SESSIONS, [row[1:] for row in rows])
+    frame = typed_frame({"owner": "label", **SESSIONS}, rows)
+    return frame[["session_id", "owner", *frame.columns[2:]]]
 
 
-def rows_of_run(run_id: str) -> list[dict[str, Any]]:
-    """The requests of one run of a cell of this kernel as dicts, oldest first; pandas stays out of it."""
-    rows = _request_rows(None, None)
-    return [dict(zip(schema.REQUESTS, row, strict=True)) for row in rows if row[_AT["run_id"]] == run_id]
+def _sessions_query(where: str, is_postgres: bool) -> str:
+    def listed(column: str) -> str:
+        return f"string_agg(DISTINCT {column}, ',')" if is_postgres else f"group_concat(DISTINCT {column})"
+
+    def percentile(column: str, share: float) -> str:
+        if is_postgres:
+            return f"percentile_cont({share}) WITHIN GROUP (ORDER BY {column})"
+        return f"percentile_cont({column}, {share})"
+
+    def number(condition: str) -> str:
+        return f"sum(CASE WHEN {condition} THEN 1 ELSE 0 END)"
+
+    return f"""
+        SELECT owner, session_id,
+            (SELECT {listed("tag")} FROM tags
+                WHERE tags.owner = requests.owner AND tags.session_id = requests.session_id),
+            count(*), {number("status = 'error'")}, {number("status = 'cancelled'")},
+            {number("status = 'incomplete'")}, {number("status IS NULL")},
+            {listed("coalesce(CAST(execution_count AS TEXT), cell_id)")}, {listed("request_model")},
+            {_SUM.format("input_tokens")}, {_SUM.format("output_tokens")}, sum(cost_usd),
+            {number("input_tokens IS NOT NULL AND cost_usd IS NULL")},
+            sum(duration_ms), {percentile("duration_ms", 0.95)}, {percentile("ttft_ms", 0.5)},
+            count(CASE WHEN NOT connection_reused THEN connection_id END),
+            avg(CASE WHEN connection_reused THEN 1.0 WHEN NOT connection_reused THEN 0.0 END),
+            min(started_at), max(ended_at)
+        FROM requests WHERE {where} GROUP BY owner, session_id ORDER BY min(started_at), min(id)"""
 
 
-_AT = {name: index for index, name in enumerate(schema.REQUESTS)}
+def _listed(text: str | None, shown: Callable[[str], str] = str) -> str:
+    """What a query has put together, in order: numbers by their size, before texts."""
+    parts = sorted(text.split(",") if text else (), key=_order)
+    return ", ".join(map(shown, parts))
 
 
-def _request_rows(session: str | None, kernel: str | None) -> list[tuple[Any, ...]]:
-    # In this order: a request that ends in between is in the log by the time that it is read.
-    alive = [schema.request_values(record) for record in tracing.running()]
-    conditions: dict[str, Any] = {} if session is None else {"session_id = ?": session}
-    if kernel != "all":
-        first = _first_id(kernel)
-        conditions |= {"id >= ?": first, "id <= ?": first + (1 << 31) - 1}
-    rows = _select(schema.REQUESTS, "requests", conditions, "started_at, id")
-    known = {row[0] for row in rows}
-    if kernel in (None, "all", tagging.kernel_id()):
-        for row in alive:
-            if row[0] not in known and session in (None, row[_AT["session_id"]]):
-                rows.append(row)
-    return sorted(rows, key=operator.itemgetter(_AT["started_at"]))
+def _order(part: str) -> tuple[bool, int, str]:
+    return not part.isdigit(), len(part) if part.isdigit() else 0, part
 
 
-def _first_id(kernel: str | None) -> int:
-    if kernel is None:
-        return tagging.first_request_id()
-    if not isinstance(kernel, str) or not re.fullmatch("[0-9a-f]{8}", kernel):
-        raise UsageProblem(f"kernel must be None, 'all' or a kernel's id such as '0badcafe'; got {kernel!r}")
-    return tagging.first_id(kernel)
-
-
-def _select(
-    columns: dict[str, str], table: str, conditions: dict[str, Any], order: str
-) -> list[tuple[Any, ...]]:
-    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-    values = tuple(conditions.values())
-    statement = f"SELECT {', '.join(columns)} FROM {table}{where} ORDER BY {order}"
-
-    def query(connection: sa.Connection) -> list[tuple[Any, ...]]:
-        return [tuple(row) for row in connection.exec_driver_sql(statement, values)]
-
-    return log.read(query)
-
-
-def _summary(session_id: str, rows: list[tuple[Any, ...]]) -> tuple[Any, ...]:
-    def column(name: str) -> list[Any]:
-        index = _AT[name]
-        return [row[index] for row in rows if row[index] is not None]
-
-    statuses = [row[_AT["status"]] for row in rows]
-    ends = column("ended_at")
-    unpriced = [row for row in rows if row[_AT["input_tokens"]] is not None and row[_AT["cost_usd"]] is None]
-    reused = column("connection_reused")
-    numbers = [
-        f"[{row[_AT['execution_count']]}]" if row[_AT["execution_count"]] is not None else row[_AT["cell_id"]]
-        for row in rows
-    ]
-    durations = sorted(column("duration_ms"))
-    return (
-        session_id,
-        len(rows),
-        *(statuses.count(status) for status in ("ok", "error", "cancelled", "incomplete", None)),
-        ", ".join(dict.fromkeys(number for number in numbers if number)),
-        ", ".join(dict.fromkeys(column("request_model"))),
-        _sum(column("input_tokens")),
-        _sum(column("output_tokens")),
-        _sum(column("cost_usd")),
-        len(unpriced),
-        _sum(durations),
-        _quantile(durations, 0.95),
-        _quantile(sorted(column("ttft_ms")), 0.5),
-        len({row[_AT["connection_id"]] for row in rows if row[_AT["connection_reused"]] == 0}),
-        sum(map(bool, reused)) / len(reused) if reused else None,
-        min(column("started_at")),
-        max(ends) if ends else None,
-    )
-
-
-def _sum(known: list[Any]) -> Any:
-    """The sum of what is known; None where nothing is."""
-    return sum(known) if known else None
-
-
-def _quantile(ordered: list[float], share: float) -> float | None:
-    """Linear interpolation between the nearest ranks, as numpy's default."""
-    if not ordered:
-        return None
-    position = (len(ordered) - 1) * share
-    low = int(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+def _cell(part: str) -> str:
+    return f"[{part}]" if part.isdigit() else part
 
 
 def typed_frame(columns: dict[str, str], rows: list[tuple[Any, ...]]) -> pd.DataFrame:

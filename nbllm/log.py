@@ -1,33 +1,38 @@
 """The log: where ended requests and connections are kept, and asked for again.
 
-Owns the writer thread, which alone touches the database, and the choice of the file. Rows come in from
-the event loop through a deque and are written in batches; a query is a job in the same queue, so that it
-sees all that came before it. Without a usable file the log goes on in memory. `frames` reads it.
+Owns the writer thread, which alone touches the database. Records come in from the event loop through a deque
+and are written in batches; a query is a job in the same queue, so that it sees all that came before it, and
+what still runs. Where the database can't be used the log goes on in memory. Called by `selection`, `history`.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import notices, pricing, schema, tagging, tracing
+from . import lives, notices, rows, tracing
 from .kept import kept
-from .settings import Settings, on_change, settings
+from .settings import Settings, on_change, settings, without_password
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+    from .stores import Store
+
 T = TypeVar("T")
 
 BATCH_SECONDS = 0.05
-LOCKED_SECONDS = 5.0
-ROWS_A_STATEMENT = 40
+RUNNING_SECONDS = 0.5
+"""How long a request may run before a row tells of it: should the kernel die, the next one sees it."""
+ALIVE_SECONDS = 10.0
+"""How often a kernel says that it lives, while it has something to write."""
+RETRY_SECONDS = 60.0
+"""How long rows stay in memory before a database that failed is tried again; each time twice as long."""
 FORK_SECONDS = 5.0
 """How long a fork may wait for the writer to come to rest."""
 
@@ -40,19 +45,27 @@ class Log:
         self.wake = threading.Event()
         self.hurry = threading.Event()
         self.lock = threading.Lock()
+        self.at_work = threading.Lock()
         self.thread: threading.Thread | None = None
-        self.closed = False
-        self.engine: sa.Engine | None = None
-        self.connection: sa.Connection | None = None
-        self.path: str | None = None
+        self.store: Store | None = None
         self.wanted: str | None = None
-        self.problem: str | None = None
+        self.problems: list[str] = []
+        self.started_at = time.time()
+        # Of the writer thread alone:
+        self.seen_at = 0.0  # when the database was told last that this kernel lives
+        self.noted: set[int] = set()  # requests of which a row tells that they run
+        self.retry_at: float | None = None  # set while rows are in memory because the database failed
+        self.retry_seconds = RETRY_SECONDS
 
     # -- called from anywhere --------------------------------------------------------------------
 
     def add(self, item: Any) -> None:
-        """Hand over a record, a connection's row, or a job."""
+        """Hand over a record, a connection, or a job."""
         self.queue.append(item)
+        self.rouse()
+
+    def rouse(self) -> None:
+        """Have the writer look at what there is to do."""
         if not self.wake.is_set():
             self.wake.set()
             self._start()
@@ -68,13 +81,12 @@ class Log:
         try:
             return future.result(timeout)
         finally:
-            if self.problem is not None:
-                problem, self.problem = self.problem, None
-                notices.warn_once(problem)
+            while self.problems:
+                notices.warn_once(self.problems.pop(0))
 
-    def read(self, job: Callable[[sa.Connection], T]) -> T:
-        """Run a query, after all rows that were handed over before, and give its result."""
-        return self.run(lambda: job(self._open()))
+    def read(self, job: Callable[[sa.Connection], T], timeout: float | None = None) -> T:
+        """Run a query that sees all rows handed over before, and those of the requests in flight."""
+        return self.run(lambda: self._query(job), timeout)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until all rows handed over so far are written."""
@@ -84,7 +96,7 @@ class Log:
     def close(self) -> None:
         """Write what is left and close the database; what comes later opens it again."""
         if self.thread is not None or self.queue:
-            self.run(self._close)
+            self.run(self._finish)
 
     def _start(self) -> None:
         with self.lock:
@@ -97,137 +109,221 @@ class Log:
                 self.thread = thread
                 if not _state.minds_forks and hasattr(os, "register_at_fork"):
                     _state.minds_forks = True
-                    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
+                    os.register_at_fork(
+                        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+                    )
 
     # -- the writer thread -----------------------------------------------------------------------
 
     def _write_forever(self) -> None:
         while True:
-            self.wake.wait()
-            self.hurry.wait(BATCH_SECONDS)
+            if self.wake.wait(RUNNING_SECONDS / 2 if tracing.is_busy() else None):
+                self.hurry.wait(BATCH_SECONDS)
             self.hurry.clear()
             self.wake.clear()
-            self._drain()
+            with self.at_work:
+                self._drain()
+                self._note_running(RUNNING_SECONDS / 2)
 
     def _drain(self) -> None:
-        batch: list[Any] = []
+        items: list[Any] = []
         while self.queue:
             item = self.queue.popleft()
             if not isinstance(item, tuple):
-                batch.append(item)
+                items.append(item)
                 continue
-            self._write(batch)
-            batch = []
+            self._take(items)
+            items = []
             job, future = item
             try:
                 future.set_result(job())
             except BaseException as error:
                 future.set_exception(error)
-        self._write(batch)
+        self._take(items)
 
-    def _write(self, items: list[Any]) -> None:
+    def _take(self, items: list[Any]) -> None:
+        """Write ended records and connections."""
         if not items:
             return
-        batch = _Batch()
+        batch = rows.Batch()
+        for item in items:
+            try:
+                if hasattr(item, "call"):
+                    batch.add_record(item, item.id in self.noted)
+                    self.noted.discard(item.id)
+                else:
+                    batch.add_connection(item)
+            except Exception as error:  # a bug of ours must cost one row at most
+                self.problems.append(f"a row of the log could not be made: {error!r}")
         try:
-            batch.take(items)
-            self._write_batch(batch)
-        except Exception as error:  # a bug of ours must not end the thread
-            self.problem = f"{len(items)} rows of the log could not be written: {error!r}"
+            self._write(batch)
+        except Exception as error:  # nor may it end the thread
+            self.problems.append(f"{len(items)} rows of the log could not be written: {error!r}")
 
-    def _write_batch(self, batch: _Batch) -> None:
+    def _note_running(self, seconds: float) -> None:
+        """Write rows of the requests that have run for so long; with 0 of all, as they are now."""
+        try:
+            since = tracing.perf_counter() - seconds
+            batch = rows.Batch()
+            for record in tracing.running():
+                if record.began <= since and not record.ended and not (seconds and record.id in self.noted):
+                    batch.add_running(record)
+                    self.noted.add(record.id)
+            if batch.inserts or (tracing.is_busy() and self._is_unseen()):
+                self._write(batch)
+        except Exception as error:
+            self.problems.append(f"the log can't tell of running requests: {error!r}")
+
+    def _is_unseen(self) -> bool:
+        return time.time() - self.seen_at >= ALIVE_SECONDS
+
+    def _write(self, batch: rows.Batch) -> None:
         for attempt in (1, 2, 3):
+            store = self._open()
+            if is_unseen := self._is_unseen():
+                batch.add_kernel(self.started_at)
             try:
-                batch.write(self._open())
-                return
+                batch.write(store, again=attempt > 1)
+                break
             except Exception as error:
-                if not _is_of_the_database(error):
-                    batch.write_one_by_one(self._open())
-                    return
-                if attempt == 3 or "locked" not in str(error):
+                if not store.is_at_fault(error):
+                    batch.write_one_by_one(store, again=attempt > 1)
+                    break
+                if store.is_gone(error):
+                    self._begin_again()
+                elif attempt == 3 or "locked" not in str(error):
                     self._go_on_in_memory(error)
-        batch.write(self._open())
+        else:
+            batch.write(self._open(), again=True)
+        if is_unseen:
+            self.seen_at = time.time()
 
-    def _open(self) -> sa.Connection:
-        if self.connection is None:
-            self.wanted = wanted = settings().log
-            path = default_path() if wanted == "" else wanted
+    def _query(self, job: Callable[[sa.Connection], T]) -> T:
+        self._note_running(0)
+        store = self._open()
+        try:
+            return job(store.connection)
+        except Exception as error:
+            if not store.is_gone(error):
+                raise
+            self._begin_again()
+            return job(self._open().connection)
+
+    def _open(self) -> Store:
+        if self.retry_at is not None and time.monotonic() >= self.retry_at:
+            self._return()
+        elif self.store is not None and self.store.is_away():
+            self.problems.append(f"the log at {self.store.place} was removed: a new one was begun")
+            self._begin_again()
+        if self.store is None:
+            self.wanted = settings().log
             try:
-                self._connect(path)
+                self._connect(_address(self.wanted))
             except Exception as error:
                 self._go_on_in_memory(error)
-        assert self.connection is not None
-        return self.connection
+        assert self.store is not None
+        return self.store
 
-    def _connect(self, path: str | None) -> None:
-        import sqlite3
+    def _connect(self, address: str | None) -> None:
+        from . import stores
 
-        import sqlalchemy as sa
-
-        if path is not None:
-            path = os.path.abspath(os.path.expanduser(path))
-            _create_private(path)
-        engine = sa.create_engine(
-            "sqlite://" if path is None else sa.URL.create("sqlite", database=path),
-            isolation_level="AUTOCOMMIT",  # transactions are spelled out: BEGIN IMMEDIATE needs it
-            poolclass=sa.pool.StaticPool,
-            connect_args={"timeout": LOCKED_SECONDS, "check_same_thread": False},
-        )
-        connection = engine.connect()
+        store = stores.open_store(address, self.problems.append)
         try:
-            if path is not None:
-                # WAL can corrupt a file with several writers before SQLite 3.51.3 (sqlite.org, "WAL-reset
-                # bug"), so older ones write through a rollback journal, one that stays: a file that grows and
-                # shrinks with each batch takes the kernel a sixth longer.
-                wal = sqlite3.sqlite_version_info >= (3, 51, 3)
-                connection.exec_driver_sql(f"PRAGMA journal_mode={'WAL' if wal else 'PERSIST'}")
-                connection.exec_driver_sql(f"PRAGMA synchronous={'NORMAL' if wal else 'FULL'}")
-            schema.migrate(connection)
-            alive = _Batch()
-            alive.take(tracing.connections())  # opened while another log was in use
-            alive.write(connection)
+            batch = rows.Batch()
+            for connection in tracing.connections():  # opened while another log was in use
+                batch.add_connection(connection)
+            batch.write(store)
+            lives.bury(store.connection)
         except BaseException:
-            connection.close()
-            engine.dispose()
+            store.close()
             raise
-        self.engine, self.connection, self.path = engine, connection, path
+        self.store, self.seen_at = store, 0.0
+
+    def _begin_again(self) -> None:
+        """Open the database anew: the server's connection is lost, or the file damaged."""
+        try:
+            self._replace(_address(self.wanted), is_gone=True)
+        except Exception as failure:
+            self._go_on_in_memory(failure)
 
     def _go_on_in_memory(self, error: Exception) -> None:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        where = self.path or settings().log or "the default place"
-        self.problem = (
-            f"the log at {where} can't be used ({reason}); "
-            "this kernel's rows are kept in memory. nbllm.configure(log=PATH) names another place, or tries "
-            "the same again"
+        from . import stores
+
+        where = (self.store and self.store.place) or shown(settings().log)
+        self.problems.append(
+            f"the log at {where} can't be used ({tracing.redact(stores.reason(error))}); this kernel's rows "
+            "are kept in memory until it can. nbllm.configure(log=PATH) names another place, or tries the "
+            "same again"
         )
         self.wanted = "unusable"
-        kept = _rows_of_this_kernel(self.connection) if self.connection is not None else None
-        self._close()
-        self._connect(None)
-        if kept is not None and self.connection is not None:
+        self.retry_at = time.monotonic() + self.retry_seconds
+        self.retry_seconds *= 2
+        self._replace(None, is_gone=False)
+
+    def _replace(self, address: str | None, is_gone: bool) -> None:
+        """Go over to another database, with this kernel's rows as far as they can be read."""
+        kept = None
+        if (store := self.store) is not None:
+            self.store = None
             try:
-                kept.write(self.connection)
+                kept = rows.of_kernel(store)
+            except Exception:  # they stay where they are
+                pass
+            store.close()
+            if is_gone:
+                store.make_way(self.problems.append)
+        self._connect(address)
+        if kept is not None and (store := self.store) is not None:
+            try:
+                kept.write(store)
             except Exception as failure:
-                self.problem += f" (earlier rows stay in the file only: {failure})"
+                self.problems.append(f"earlier rows of this kernel could not be taken along: {failure}")
+
+    def _return(self) -> None:
+        """Try the database that failed again; the rows in memory go there."""
+        memory, self.retry_at = self.store, None
+        try:
+            self._connect(_address(settings().log))
+        except Exception:
+            self.retry_at = time.monotonic() + self.retry_seconds
+            self.retry_seconds *= 2
+            return
+        self.wanted, self.retry_seconds = settings().log, RETRY_SECONDS
+        if memory is not None:
+            kept = rows.of_kernel(memory)
+            memory.close()
+            self._write(kept)
 
     def _move(self) -> None:
         """Go over to the log that the settings now name. Rows that are nowhere but in memory go along."""
-        in_memory = self.connection is not None and self.path is None
-        rows = _rows_of_this_kernel(self.connection) if in_memory and self.connection is not None else None
+        kept = None
+        if (store := self.store) is not None:
+            if store.place is None:
+                kept = rows.of_kernel(store)
+            else:  # they will end in the other log
+                rows.remove(store, self.noted)
         self._close()
-        if rows is not None:
-            self._write_batch(rows)
+        self.retry_at, self.retry_seconds = None, RETRY_SECONDS
+        if kept is not None:
+            self._write(kept)
+
+    def _finish(self) -> None:
+        if self.retry_at is not None:
+            self._return()
+        self._close()
 
     def _close(self) -> None:
-        engine, connection = self.engine, self.connection
-        self.engine = self.connection = self.path = None
+        if (store := self.store) is None:
+            return
+        self.store = None
         try:
-            if connection is not None:
-                connection.close()
-            if engine is not None:
-                engine.dispose()
-        except Exception:  # the file may be gone; there is nothing to save on it
+            if self.seen_at:
+                batch = rows.Batch()
+                batch.add_kernel(self.started_at, ended_at=time.time())
+                batch.write(store)
+        except Exception:  # the file may be gone; other kernels will find that this one is
             pass
+        store.close()
 
 
 class _State:
@@ -242,6 +338,11 @@ class _State:
 _state = kept(__name__, _State)
 
 
+def request_began(record: tracing.Record) -> None:
+    """Have the writer see to a request in flight, should it run for long."""
+    _state.log.rouse()
+
+
 def add_request(record: tracing.Record) -> None:
     """Keep an ended request's record. Costs the event loop well under a microsecond."""
     _state.log.add(record)
@@ -252,29 +353,11 @@ def add_connection(connection: tracing.Connection, is_open: bool) -> None:
     _state.log.add(connection)
 
 
-def price(record: tracing.Record) -> None:
-    """Fill in `cost_usd` where the tokens are known and a price is. The writer does it for every row."""
-    if record.cost_usd is not None or record.input_tokens is None or record.provider in (None, "demo"):
-        return
-    try:
-        cost = pricing.price_usd(
-            record.provider or "",
-            record.response_model or record.request_model or "",
-            input_tokens=record.input_tokens,
-            output_tokens=record.output_tokens,
-            cache_read_tokens=record.cache_read_tokens,
-            cache_write_tokens=record.cache_write_tokens,
-            at=record.started_at,
-        )
-    except Exception as error:  # the row is worth more than its price
-        notices.warn_once(f"prices can't be looked up: {error!r}")
-        return
-    if cost is not None:  # the source first: another thread may be reading both
-        record.cost_source, record.cost_usd = "genai-prices", cost
-
-
 def read(job: Callable[[sa.Connection], T]) -> T:
-    """Run a query on the log, after all rows that were handed over before."""
+    """Run a query on the log, and give its result.
+
+    It sees all rows that were handed over before, and the requests in flight as rows without a status.
+    """
     return _state.log.read(job)
 
 
@@ -284,9 +367,29 @@ def read_soon(job: Callable[[sa.Connection], T], timeout: float) -> T | None:
     if log.thread is None and not log.queue:
         return None
     try:
-        return log.run(lambda: job(log._open()), timeout)
+        return log.read(job, timeout)
     except TimeoutError:
         return None
+
+
+def change(job: Callable[[sa.Connection], T], shrink: bool = False) -> T:
+    """Run what changes or deletes rows, in one transaction; deleted rows leave nothing on the disk.
+
+    Args:
+        job: Called with the connection, inside the transaction.
+        shrink: Give the space of deleted rows back to the disk too, which takes a while.
+    """
+
+    def changing() -> T:
+        log = _state.log
+        log._note_running(0)
+        store = log._open()
+        with store.transaction():
+            result = job(store.connection)
+        store.erase(shrink)
+        return result
+
+    return _state.log.run(changing)
 
 
 def content_of(response_id: str) -> tuple[str, str] | None:
@@ -295,11 +398,30 @@ def content_of(response_id: str) -> tuple[str, str] | None:
     None where there is no such response, or its content was not kept.
     """
     query = (
-        "SELECT contents.request, contents.response FROM requests JOIN contents ON contents.id = requests.id "
-        "WHERE requests.response_id = ? ORDER BY requests.id DESC LIMIT 1"
+        "SELECT request, response FROM requests JOIN contents ON contents.id = requests.id "
+        "WHERE operation = 'responses' AND response_id = :id ORDER BY requests.id DESC LIMIT 1"
     )
-    row = read(lambda connection: connection.exec_driver_sql(query, (response_id,)).first())
+    row = _first(query, response_id)
     return None if row is None or None in row else (row[0], row[1])
+
+
+def session_of(response_id: str) -> str | None:
+    """The session of the request that brought this response; None where the log has no such response."""
+    row = _first(
+        "SELECT session_id FROM requests "
+        "WHERE operation = 'responses' AND response_id = :id ORDER BY id DESC LIMIT 1",
+        response_id,
+    )
+    return None if row is None else row[0]
+
+
+def _first(query: str, value: str) -> Any:
+    def job(connection: sa.Connection) -> Any:
+        import sqlalchemy as sa
+
+        return connection.execute(sa.text(query), {"id": value}).first()
+
+    return read(job)
 
 
 def flush(timeout: float | None = None) -> None:
@@ -317,11 +439,10 @@ def close() -> None:
 
 
 def path() -> str | None:
-    """Where the log is (or will be) written; None when it is in memory."""
-    if _state.log.connection is not None:
-        return _state.log.path
-    wanted = settings().log
-    return default_path() if wanted == "" else wanted
+    """Where the log is (or will be) written, a URL without its password; None when it is in memory."""
+    if _state.log.store is not None:
+        return _state.log.store.place
+    return None if settings().log is None else shown(settings().log)
 
 
 def default_path() -> str:
@@ -331,6 +452,15 @@ def default_path() -> str:
     return str(platformdirs.user_state_path("nbllm") / "log.db")
 
 
+def shown(address: str | None) -> str:
+    """A log's address as it may be shown: without a password."""
+    return without_password(address) if address else default_path()
+
+
+def _address(wanted: str | None) -> str | None:
+    return default_path() if wanted == "" else wanted
+
+
 def _before_fork() -> None:
     # SQLite keeps the locks of a file in the memory of the process, Python those of a module being imported:
     # a child that is forked while the writer thread is at work would find the log locked for ever.
@@ -338,9 +468,15 @@ def _before_fork() -> None:
         flush(FORK_SECONDS)
     except Exception:
         pass
+    _state.log.at_work.acquire(timeout=FORK_SECONDS)
 
 
 def _after_fork() -> None:
+    if _state.log.at_work.locked():
+        _state.log.at_work.release()
+
+
+def _after_fork_in_child() -> None:
     # The thread did not come along, and SQLite forbids shared handles.
     _state.lost.append(_state.log)
     _state.log = Log()
@@ -352,185 +488,8 @@ def _nothing() -> None:
 
 def _reopen(values: Settings) -> None:
     log = _state.log
-    if log.connection is not None and values.log != log.wanted:
+    if log.store is not None and values.log != log.wanted:
         log.run(log._move)
 
 
 on_change("log", _reopen)
-
-
-class _Shape:
-    """Columns of a table that rows fill together, and what follows from them."""
-
-    def __init__(self, table: str, columns: tuple[str, ...]) -> None:
-        self.table = table
-        self.columns = columns
-        self.insert_statement = functools.lru_cache(
-            functools.partial(schema.insert_statement, table, columns)
-        )
-
-
-class _Batch:
-    """Rows to be written in one transaction, by table and by the columns that they fill.
-
-    A record fills about half of its columns, and binding a null costs SQLite as much as binding a value.
-    """
-
-    def __init__(self, again: bool = False) -> None:
-        self.again = again  # rows that were written once: where they are there already, that is fine
-        self.inserts: dict[_Shape, list[Any]] = {}  # the rows' values, one row after the other
-
-    def insert(self, shape: _Shape, values: Iterable[Any]) -> None:
-        self.inserts.setdefault(shape, []).extend(values)
-
-    def take(self, items: list[Any]) -> None:
-        """Turn ended records and connections into rows."""
-        for item in items:
-            if hasattr(item, "call"):
-                self._take_record(item)
-            else:
-                self.insert(_CONNECTION, schema.connection_values(item))
-
-    def _take_record(self, record: tracing.Record) -> None:
-        if (params := record.call.params) is not None:
-            record.params = params.decode("utf-8", "replace")
-        if record.held:
-            _check_counts(record)
-        bodies = _masked(record, _text(record.content), _text(record.response_content))
-        price(record)
-        attributes = record.__dict__.copy()  # at one moment: a cell that prices it too may add a column
-        # Records that took the same path set the same attributes in the same order.
-        columns = tuple(attributes)
-        shape = _shapes.get(columns)
-        if shape is None:
-            shape = _shapes[columns] = _Shape("requests", columns)
-        self.insert(shape, attributes.values())
-        if record.content is not None:
-            self.insert(_CONTENT, (record.id, *bodies))
-            record.content = record.response_content = None  # an answer that is kept shouldn't keep these
-
-    def write(self, connection: sa.Connection) -> None:
-        """Write all, or nothing."""
-        cursor = connection.connection.cursor()  # SQLAlchemy would copy all values, a tenth of the whole cost
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-        try:
-            for shape, values in self.inserts.items():
-                width = len(shape.columns)
-                # Many rows a statement: sqlite3 hands the GIL over at each, and the event loop wants it.
-                for start in range(0, len(values), ROWS_A_STATEMENT * width):
-                    some = values[start : start + ROWS_A_STATEMENT * width]
-                    cursor.execute(shape.insert_statement(len(some) // width, self.again), some)
-            connection.exec_driver_sql("COMMIT")
-        except BaseException:
-            _roll_back(connection)
-            raise
-
-    def write_one_by_one(self, connection: sa.Connection) -> None:
-        """Write what can be written, where a row among them holds a value that SQLite refuses.
-
-        Raises:
-            Exception: The last of the errors, when all other rows are written.
-        """
-        failure: Exception | None = None
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-        try:
-            for shape, values in self.inserts.items():
-                kinds = [schema.TABLES[shape.table][column] for column in shape.columns]
-                for start in range(0, len(values), len(kinds)):
-                    row = tuple(map(schema.storable, kinds, values[start : start + len(kinds)]))
-                    try:
-                        connection.exec_driver_sql(shape.insert_statement(1, self.again), row)
-                    except Exception as error:
-                        if _is_of_the_database(error):
-                            raise
-                        failure = error
-            connection.exec_driver_sql("COMMIT")
-        except BaseException:
-            _roll_back(connection)
-            raise
-        if failure is not None:
-            raise failure
-
-
-_shapes: dict[tuple[str, ...], _Shape] = {}
-_CONNECTION = _Shape("connections", tuple(schema.CONNECTIONS))
-_CONTENT = _Shape("contents", tuple(schema.CONTENTS))
-
-
-def _is_of_the_database(error: Exception) -> bool:
-    """Whether the database failed (locked, full, damaged), and not a value that it refuses."""
-    import sqlite3
-
-    return type(getattr(error, "orig", error)) in (sqlite3.OperationalError, sqlite3.DatabaseError)
-
-
-def _roll_back(connection: sa.Connection) -> None:
-    try:
-        connection.exec_driver_sql("ROLLBACK")
-    except Exception:  # SQLite has rolled back by itself (disk full)
-        pass
-
-
-_COUNTS = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
-# The columns whose texts the caller or the server wrote. (Those of errors are masked where they are set.)
-_SAID = ("url_path", "params", "response_model", "response_id", "provider_request_id", "finish_reason")
-
-
-def _check_counts(record: tracing.Record) -> None:
-    """Make unknown what the server says in place of a count."""
-    said = record.__dict__
-    for name in _COUNTS:
-        value = said.get(name)
-        if value is not None and not (type(value) is int and 0 <= value < 1 << 63):
-            said[name] = None
-
-
-def _masked(record: tracing.Record, *bodies: str | None) -> tuple[str | None, ...]:
-    """Mask the keys in what the caller and the server wrote, and give the bodies without them."""
-    said = record.__dict__
-    texts = [text for name in _SAID if (text := said.get(name)) is not None]
-    # One search through all of them spares nearly every record the others.
-    try:
-        together = "\n".join([*texts, *(body for body in bodies if body)])
-        if tracing.redact(together) == together:
-            return bodies
-    except TypeError:  # the server gave something else than a text
-        pass
-    for name in _SAID:
-        if (value := said.get(name)) is not None:
-            said[name] = tracing.redact(str(value))
-    return tuple(body and tracing.redact(body) for body in bodies)
-
-
-def _text(content: bytes | str | None) -> str | None:
-    return content.decode("utf-8", "replace") if isinstance(content, bytes) else content
-
-
-def _rows_of_this_kernel(connection: sa.Connection) -> _Batch | None:
-    mine = (tagging.kernel_id(),)
-    of_mine = {
-        "requests": "kernel_id = ?",
-        "connections": "kernel_id = ?",
-        "contents": "id IN (SELECT id FROM requests WHERE kernel_id = ?)",
-    }
-    batch = _Batch(again=True)
-    try:
-        for table, condition in of_mine.items():
-            shape = _Shape(table, tuple(schema.TABLES[table]))
-            query = f"SELECT {', '.join(shape.columns)} FROM {table} WHERE {condition}"
-            for row in connection.exec_driver_sql(query, mine):
-                batch.insert(shape, tuple(row))
-        return batch
-    except Exception:  # the file can't be read either
-        return None
-
-
-def _create_private(path: str) -> None:
-    """Make the folder 0700 and the file 0600 before SQLite would make them readable by others."""
-    folder = Path(path).parent
-    if not folder.exists():
-        folder.mkdir(parents=True, mode=0o700, exist_ok=True)  # another process may be as quick
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except FileExistsError:
-        pass

@@ -1,17 +1,16 @@
-"""The log's tables: their columns, their migrations, and how a record becomes a row.
+"""The log's tables: their columns, and the migrations that make them.
 
-Owns the column lists, which SQL, DataFrames and docs share. SQLAlchemy loads in the functions that need
-it, so that importing nbllm doesn't. Names and units: OpenTelemetry GenAI and HAR, see `tracing`.
+Owns the column lists, which SQL, DataFrames and docs share; the tables are the same in SQLite and in
+PostgreSQL. Each column's unit and source stand in docs/log.md; names are OpenTelemetry's and HAR's.
 """
 
 from __future__ import annotations
 
-import operator
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .tracing import Record
+from . import tagging
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -24,6 +23,7 @@ REQUESTS: dict[str, str] = {
     "call_id": "text",
     "attempt": "int",
     "session_id": "label",
+    "owner": "label",
     "kernel_id": "label",
     "cell_id": "label",
     "execution_count": "int",
@@ -72,8 +72,13 @@ REQUESTS: dict[str, str] = {
     "cache_write_tokens": "int",
     "output_tokens": "int",
     "reasoning_tokens": "int",
+    "input_audio_tokens": "int",
+    "output_audio_tokens": "int",
+    "input_image_tokens": "int",
+    "output_image_tokens": "int",
     "cost_usd": "float",
     "cost_source": "label",
+    "response_headers": "text",
 }
 
 CONNECTIONS: dict[str, str] = {
@@ -91,65 +96,66 @@ CONNECTIONS: dict[str, str] = {
 
 CONTENTS: dict[str, str] = {"id": "int", "request": "text", "response": "text"}
 
-TABLES = {"requests": REQUESTS, "connections": CONNECTIONS, "contents": CONTENTS}
+KERNELS: dict[str, str] = {
+    "kernel_id": "text",
+    "owner": "label",
+    "host": "label",
+    "pid": "int",
+    "notebook": "label",
+    "started_at": "time",
+    "seen_at": "time",
+    "ended_at": "time",
+}
 
-request_values: Callable[[Record], tuple[Any, ...]] = operator.attrgetter(*REQUESTS)
-"""A record's row, in the order of `REQUESTS`."""
+TAGS: dict[str, str] = {"owner": "label", "session_id": "label", "tag": "label", "tagged_at": "time"}
 
-connection_values: Callable[[Any], tuple[Any, ...]] = operator.attrgetter(*CONNECTIONS)
-"""A connection's row, in the order of `CONNECTIONS`."""
-
-
-def insert_statement(table: str, columns: tuple[str, ...], rows: int, again: bool = False) -> str:
-    """INSERT of so many rows, with positional parameters.
-
-    A connection's newer row replaces its older one; other rows are refused where they are there already, or
-    passed over where they are written `again`.
-    """
-    verb = "INSERT OR IGNORE" if again else "INSERT"
-    if table == "connections":
-        verb = "INSERT OR REPLACE"
-    row = f"({', '.join('?' * len(columns))})"
-    return f"{verb} INTO {table} ({', '.join(columns)}) VALUES {', '.join([row] * rows)}"
+TABLES = {
+    "requests": REQUESTS,
+    "connections": CONNECTIONS,
+    "contents": CONTENTS,
+    "kernels": KERNELS,
+    "tags": TAGS,
+}
 
 
 def storable(kind: str, value: Any) -> Any:
-    """`value` as SQLite takes it for a column of this kind; None where it can't be that."""
+    """`value` as a column of this kind takes it; None where it can't be that."""
     if value is None:
         return None
     if kind in ("text", "label"):
-        return str(value).encode("utf-8", "replace").decode()
+        return str(value).encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
     if kind in ("float", "time"):
         return float(value) if isinstance(value, (int, float)) else None
+    if kind == "bool":
+        return bool(value)
     return int(value) if isinstance(value, int) and abs(value) < 1 << 63 else None
 
 
-def migrate(connection: sa.Connection) -> None:
+def migrate(connection: sa.Connection, begin: Callable[[], None]) -> None:
     """Bring a database, empty or of any older version, to the newest schema.
 
     Each migration runs in one transaction with the row that records it.
 
+    Args:
+        connection: In autocommit mode: transactions are spelled out.
+        begin: Begins a transaction in which no other kernel migrates.
+
     Raises:
         RuntimeError: The database was written by a newer nbllm.
     """
-    connection.exec_driver_sql(
-        "CREATE TABLE IF NOT EXISTS nbllm_migrations "
-        "(version INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at DOUBLE PRECISION NOT NULL)"
-    )
-    for version, migration in enumerate(MIGRATIONS, 1):
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    version = _version(connection)
+    if version > len(MIGRATIONS):
+        raise RuntimeError(
+            f"the log has schema version {version}, this nbllm knows {len(MIGRATIONS)}: upgrade nbllm"
+        )
+    for number, migration in enumerate(MIGRATIONS[version:], version + 1):
+        begin()
         try:
-            # Looked up inside the transaction: another kernel may be migrating at the same time.
-            newest = connection.exec_driver_sql("SELECT max(version) FROM nbllm_migrations").scalar() or 0
-            if newest > len(MIGRATIONS):
-                raise RuntimeError(
-                    f"the log has schema version {newest}, this nbllm knows {len(MIGRATIONS)}: upgrade nbllm"
-                )
-            if newest < version:
+            if _version(connection) < number:  # another kernel may just have done it
                 migration(connection)
                 connection.exec_driver_sql(
-                    "INSERT INTO nbllm_migrations (version, name, applied_at) VALUES (?, ?, ?)",
-                    (version, migration.__name__.strip("_"), time.time()),
+                    "INSERT INTO nbllm_migrations (version, name, applied_at) "
+                    f"VALUES ({number}, '{migration.__name__.strip('_')}', {time.time()})"
                 )
             connection.exec_driver_sql("COMMIT")
         except BaseException:
@@ -157,11 +163,33 @@ def migrate(connection: sa.Connection) -> None:
             raise
 
 
+def _version(connection: sa.Connection) -> int:
+    import sqlalchemy as sa
+
+    if not sa.inspect(connection).has_table("nbllm_migrations"):
+        return 0
+    return connection.exec_driver_sql("SELECT max(version) FROM nbllm_migrations").scalar() or 0
+
+
+def _run(connection: sa.Connection, statement: str) -> None:
+    """Execute what defines tables in the words of this database: SQLite's keys must be called INTEGER."""
+    if connection.dialect.name == "postgresql":
+        statement = statement.replace("INTEGER", "BIGINT")
+    connection.exec_driver_sql(statement)
+
+
 def _first_tables(connection: sa.Connection) -> None:
+    _run(
+        connection,
+        "CREATE TABLE IF NOT EXISTS nbllm_migrations "
+        "(version INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at DOUBLE PRECISION NOT NULL)",
+    )
     # As released: later versions add columns by migrations of their own, and never change this one.
     # `id` holds the kernel's id in its upper 32 bits and the request's number in the lower 31, so that one
     # integer key serves uniqueness, order and the rows of one kernel, and nothing else needs an index.
-    connection.exec_driver_sql("""
+    _run(
+        connection,
+        """
         CREATE TABLE requests (
             id INTEGER NOT NULL PRIMARY KEY,
             request_id TEXT NOT NULL, call_id TEXT NOT NULL, attempt INTEGER NOT NULL,
@@ -180,16 +208,58 @@ def _first_tables(connection: sa.Connection) -> None:
             status TEXT, http_status INTEGER, finish_reason TEXT, error_type TEXT, error_message TEXT,
             retry_after_ms DOUBLE PRECISION, input_tokens INTEGER, cache_read_tokens INTEGER,
             cache_write_tokens INTEGER, output_tokens INTEGER, reasoning_tokens INTEGER,
-            cost_usd DOUBLE PRECISION, cost_source TEXT)""")
-    connection.exec_driver_sql("CREATE INDEX requests_session ON requests (session_id)")
-    connection.exec_driver_sql("""
+            cost_usd DOUBLE PRECISION, cost_source TEXT)""",
+    )
+    _run(connection, "CREATE INDEX requests_session ON requests (session_id)")
+    _run(
+        connection,
+        """
         CREATE TABLE connections (
             connection_id TEXT PRIMARY KEY, kernel_id TEXT NOT NULL, host TEXT, port INTEGER, peer TEXT,
             local_port INTEGER, tls_version TEXT, opened_at DOUBLE PRECISION NOT NULL,
-            closed_at DOUBLE PRECISION, close_reason TEXT)""")
-    connection.exec_driver_sql(
-        "CREATE TABLE contents (id INTEGER NOT NULL PRIMARY KEY, request TEXT, response TEXT)"
+            closed_at DOUBLE PRECISION, close_reason TEXT)""",
+    )
+    _run(connection, "CREATE TABLE contents (id INTEGER NOT NULL PRIMARY KEY, request TEXT, response TEXT)")
+
+
+def _kernels_and_owners(connection: sa.Connection) -> None:
+    import sqlalchemy as sa
+
+    for column in (
+        "owner TEXT NOT NULL DEFAULT ''",
+        "input_audio_tokens INTEGER",
+        "output_audio_tokens INTEGER",
+        "input_image_tokens INTEGER",
+        "output_image_tokens INTEGER",
+        "response_headers TEXT",
+    ):
+        _run(connection, f"ALTER TABLE requests ADD COLUMN {column}")
+    _run(
+        connection,
+        """
+        CREATE TABLE kernels (
+            kernel_id TEXT PRIMARY KEY, owner TEXT NOT NULL, host TEXT, pid INTEGER, notebook TEXT,
+            started_at DOUBLE PRECISION NOT NULL, seen_at DOUBLE PRECISION NOT NULL,
+            ended_at DOUBLE PRECISION)""",
+    )
+    _run(
+        connection,
+        """
+        CREATE TABLE tags (
+            owner TEXT NOT NULL, session_id TEXT NOT NULL, tag TEXT NOT NULL,
+            tagged_at DOUBLE PRECISION NOT NULL, PRIMARY KEY (owner, session_id, tag))""",
+    )
+    # One user's rows before there were owners are that user's.
+    connection.execute(sa.text("UPDATE requests SET owner = :owner"), {"owner": tagging.owner()})
+    _run(connection, "DROP INDEX requests_session")
+    _run(connection, "CREATE INDEX requests_session ON requests (session_id, owner)")
+    _run(connection, "CREATE INDEX requests_time ON requests (started_at)")
+    # Of a few rows only, and so of no cost to the others: those in flight, and those that may be continued.
+    _run(connection, "CREATE INDEX requests_running ON requests (kernel_id) WHERE status IS NULL")
+    _run(
+        connection,
+        "CREATE INDEX requests_response ON requests (response_id) WHERE operation = 'responses'",
     )
 
 
-MIGRATIONS: list[Callable[[sa.Connection], None]] = [_first_tables]
+MIGRATIONS: list[Callable[[sa.Connection], None]] = [_first_tables, _kernels_and_owners]

@@ -8,6 +8,7 @@ once, and the next lower level holds: only `configure` raises.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import os
 import re
@@ -33,6 +34,7 @@ _SWITCHES = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
     **dict.fromkeys(("0", "false", "no", "off"), False),
 }
+_LOG_VARIABLES = ("NBLLM_LOG_PATH", "NBLLM_LOG_URL")  # the later one holds
 # What goes by a key's name, or begins like one: neither is shown.
 _KEY_NAME = re.compile(r"(key|secret|password|credential)s?$|token$", re.IGNORECASE)
 _KEY_VALUE = re.compile(r"\b(sk-|gsk_|xai-)[A-Za-z0-9_\-]{16}|\bAIza[A-Za-z0-9_\-]{20}")
@@ -56,9 +58,12 @@ class Settings:
             total, 15 s to connect, 600 s of silence while reading.
         num_retries: How many more attempts a failure that may pass is worth, where a call doesn't say.
         log: Path of the SQLite log, None to keep the rows in memory, "" for the default place: `log.db`
-            in the user's state folder. The variable is `NBLLM_LOG_PATH`; there and in `pyproject.toml`
-            "none" means None, and a path in `pyproject.toml` begins at that file.
-        content: Keep messages and answers beside the rows. `NBLLM_CONTENT=0` switches it off.
+            in the user's state folder; or the URL of a PostgreSQL database that many may share,
+            `postgresql://user@host/name`. The variables are `NBLLM_LOG_PATH` and, before it,
+            `NBLLM_LOG_URL`; there and in `pyproject.toml` "none" means None, and a path in `pyproject.toml`
+            begins at that file.
+        content: Keep messages and answers beside the rows. Default: yes, but not in PostgreSQL, which others
+            may read.
         max_concurrency: Requests at once to one provider; None for no limit. A number holds for each provider
             by itself, a dict such as {"openai": 50} for those that it names.
         rpm: Requests that may start in a minute, likewise.
@@ -114,7 +119,10 @@ def settings() -> Settings:
     """
     current = _state.current
     if current is None:
-        _state.sources = found = _found()
+        found = _found()
+        if found["content"][1] == "default":
+            found["content"] = ("://" not in (found["log"][0] or ""), "default")
+        _state.sources = found
         current = _state.current = Settings(**{name: value for name, (value, _) in found.items()})
     return current
 
@@ -197,11 +205,11 @@ def _found() -> dict[str, tuple[Any, str]]:
 def _from_environment(env: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
     found: dict[str, tuple[Any, str]] = {}
     for name in _FIELDS:
-        variable = "NBLLM_LOG_PATH" if name == "log" else f"NBLLM_{name.upper()}"
-        text = env.get(variable, "").strip()
-        if text and name != "aliases":
-            source = variable if variable in os.environ else f".env: {variable}"
-            found |= _usable(name, _from_text(name, text), source, where=source)
+        for variable in _LOG_VARIABLES if name == "log" else (f"NBLLM_{name.upper()}",):
+            text = env.get(variable, "").strip()
+            if text and name != "aliases":
+                source = variable if variable in os.environ else f".env: {variable}"
+                found |= _usable(name, _from_text(name, text), source, where=source)
     return found
 
 
@@ -214,8 +222,6 @@ def _from_project() -> dict[str, tuple[Any, str]]:
     path, table = project_table(_state.folder) or ("", {})
     found: dict[str, tuple[Any, str]] = {}
     for name, value in table.items():
-        if name == "log" and isinstance(value, str):
-            value = _log_of_project(value, os.path.dirname(path))
         found |= _usable(name, value, path, where=f"{path}, [tool.nbllm]")
     return found
 
@@ -223,6 +229,10 @@ def _from_project() -> dict[str, tuple[Any, str]]:
 def _log_of_project(value: str, folder: str) -> str | None:
     if value.lower() == "none":
         return None
+    if without_password(value) != value:
+        raise UsageProblem(
+            "log must not hold a password in a file that is shared: set NBLLM_LOG_URL, or use ~/.pgpass"
+        )
     is_path = value and "://" not in value
     return os.path.join(folder, os.path.expanduser(value)) if is_path else value
 
@@ -236,6 +246,8 @@ def _usable(name: str, value: Any, source: str, where: str) -> dict[str, tuple[A
         )
         return {}
     try:
+        if name == "log" and isinstance(value, str) and source.endswith(".toml"):
+            value = _log_of_project(value, os.path.dirname(source))
         return {name: (_checked(name, value), source)}
     except UsageProblem as problem:
         warn_once(f"{where}: {problem}. It does not count")
@@ -309,11 +321,34 @@ def _whole(name: str, value: Any, least: int, meaning: str) -> int:
     return value
 
 
+class Address(str):
+    """The URL of a log, which shows no password."""
+
+    def __repr__(self) -> str:
+        return repr(without_password(self))
+
+
+def without_password(address: str) -> str:
+    """A log's address as it may be shown."""
+    return re.sub(r"^([\w+]+://[^:@/?]*):.*@", r"\1:***@", re.sub(r"(password=)[^&]*", r"\1***", address))
+
+
 def _checked_log(value: Any) -> str | None:
     if value is None or value == "":
         return value  # type: ignore[no-any-return]
+    if isinstance(value, str) and re.match(r"postgres(ql)?(\+psycopg)?://", value):
+        if importlib.util.find_spec("psycopg") is None:
+            raise UsageProblem("a log in PostgreSQL needs the psycopg package: pip install 'nbllm[postgres]'")
+        user, at, _ = value.rpartition("@")
+        if "@" in user or (at and "/" in user.partition("://")[2]):
+            raise UsageProblem("an @ or / in the password of a log's URL is written %40 or %2F")
+        return Address(value)
     if not isinstance(value, (str, os.PathLike)) or "://" in (path := os.fspath(value)):
-        raise UsageProblem(f"log must be the path of an SQLite file, or None for memory; got {value!r}")
+        shown = without_password(value) if isinstance(value, str) else value
+        raise UsageProblem(
+            "log must be the path of an SQLite file, a URL such as postgresql://user@host/name, or None for "
+            f"memory; got {shown!r}"
+        )
     return os.path.abspath(os.path.expanduser(path))  # a later %cd must not move it
 
 

@@ -7,12 +7,14 @@ that ran last, and `Cell.source` says so.
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import secrets
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
@@ -57,6 +59,7 @@ class _State:
         self.new_kernel_id()
         self.default_session = f"kernel-{time.strftime('%Y%m%d-%H%M%S')}-{self.kernel_id[:4]}"
         self.session: str | None = None
+        self.notebook: str | None = None
         self.last_cell = NO_CELL
         self.cell_var: ContextVar[Cell | None] = ContextVar("nbllm_cell", default=None)
         self.sessions_var: ContextVar[tuple[str, ...]] = ContextVar("nbllm_sessions", default=())
@@ -74,6 +77,29 @@ _state = kept(__name__, _State)
 def kernel_id() -> str:
     """Id of this process's life as a kernel (or script): 8 hexadecimal digits, new at each restart."""
     return _state.kernel_id
+
+
+def owner() -> str:
+    """Who works here: the user's name on JupyterHub, else that of the operating system; "" if it has none."""
+    return _owner()
+
+
+@lru_cache
+def _owner() -> str:
+    try:
+        return os.environ.get("JUPYTERHUB_USER") or getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container's user without a name
+        return ""
+
+
+def notebook() -> str | None:
+    """Path of the notebook as the server or the front end tells it; None where it doesn't."""
+    return _state.notebook or os.environ.get("JPY_SESSION_NAME")  # set by jupyter_server, since 2.0
+
+
+def set_notebook(path: str | None) -> None:
+    """Note the notebook where a front end tells it otherwise than by the environment."""
+    _state.notebook = path
 
 
 def first_request_id() -> int:
@@ -99,8 +125,13 @@ def check_session_id(session_id: Any) -> str:
 
 def current_session() -> str:
     """The session id that a request issued here and now would get."""
+    return chosen_session() or _state.default_session
+
+
+def chosen_session() -> str | None:
+    """The session id that the user chose for what runs here and now; None where that is nobody's choice."""
     entered = _state.sessions_var.get()
-    return entered[-1] if entered else _state.session or _state.default_session
+    return entered[-1] if entered else _state.session
 
 
 def default_session() -> str:
@@ -116,6 +147,14 @@ def set_session(session_id: str | None) -> str:
     """
     _state.session = None if session_id is None else check_session_id(session_id)
     return current_session()
+
+
+def rename_session(old: str, new: str) -> None:
+    """Have what this kernel groups under `old` from now on grouped under `new`."""
+    if _state.session == old:
+        _state.session = new
+    if _state.default_session == old:
+        _state.default_session = new
 
 
 class session:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -73,16 +73,20 @@ class Record:
     """One HTTP attempt. Attributes are named as the log's columns; None means unknown or not applicable."""
 
     # What no column holds has a slot: the call, whether a verb holds the record, the bodies where they are
-    # kept, and the marks on the monotonic clock. So `__dict__` holds the columns that were set and no more,
-    # which keeps it small and quick; class attributes are the defaults of the others.
+    # kept, the headers of the answer, and the marks on the monotonic clock. So `__dict__` holds the columns
+    # that were set and no more, which keeps it small and quick; class attributes are the others' defaults.
     __slots__ = (
-        *("__dict__", "call", "held", "content", "response_content"),
+        *("__dict__", "call", "held", "content", "response_content", "headers"),
+        *("audio_seconds", "cache_write_1h_tokens"),
         *("began", "acquired", "sent", "first_byte", "wire_ended", "ended"),
     )
     call: Call
     held: bool
     content: bytes | str | None
     response_content: bytes | str | None
+    headers: Mapping[str, str] | None
+    audio_seconds: float | None  # what some transcriptions are paid by
+    cache_write_1h_tokens: int | None  # those of cache_write_tokens that stay for an hour, which costs more
     began: float
     acquired: float | None
     sent: float | None
@@ -143,8 +147,13 @@ class Record:
     cache_write_tokens: int | None = None
     output_tokens: int | None = None
     reasoning_tokens: int | None = None
+    input_audio_tokens: int | None = None
+    output_audio_tokens: int | None = None
+    input_image_tokens: int | None = None
+    output_image_tokens: int | None = None
     cost_usd: float | None = None
     cost_source: str | None = None
+    response_headers: str | None = None
 
     def __init__(self, call: Call, held: bool) -> None:
         call.attempts += 1
@@ -153,7 +162,8 @@ class Record:
         kernel = tagging.kernel_id()
         self.call = call
         self.held = held
-        self.content = self.response_content = None
+        self.content = self.response_content = self.headers = None
+        self.audio_seconds = self.cache_write_1h_tokens = None
         self.acquired = self.sent = self.first_byte = self.wire_ended = None
         self.ended = False
         number = next(_state.request_numbers)
@@ -213,6 +223,7 @@ class _State:
     """Who is told, and what is alive."""
 
     def __init__(self) -> None:
+        self.on_begin: list[Callable[[Record], None]] = []
         self.on_request: list[Callable[[Record], None]] = []
         self.on_connection: list[Callable[[Connection, bool], None]] = []
         self.running: set[Record] = set()
@@ -229,20 +240,43 @@ current_call = _state.current_call
 
 
 def subscribe(
-    on_request: Callable[[Record], None], on_connection: Callable[[Connection, bool], None]
+    on_request: Callable[[Record], None],
+    on_connection: Callable[[Connection, bool], None] | None = None,
+    on_begin: Callable[[Record], None] | None = None,
 ) -> None:
     """Have each ended record, and each opened (True) or closed (False) connection, handed over.
 
-    Subscribers are called on the event loop and must be quick. Subscribing twice is as good as once.
+    Subscribers are called on the event loop and must be quick. `on_begin` is called when a record begins, in
+    the context of the code that sends the request. Subscribing twice is as good as once.
     """
     if on_request not in _state.on_request:
         _state.on_request.append(on_request)
-        _state.on_connection.append(on_connection)
+        if on_connection is not None:
+            _state.on_connection.append(on_connection)
+        if on_begin is not None:
+            _state.on_begin.append(on_begin)
+
+
+def unsubscribe(
+    on_request: Callable[[Record], None],
+    on_connection: Callable[[Connection, bool], None] | None = None,
+    on_begin: Callable[[Record], None] | None = None,
+) -> None:
+    """Take back a `subscribe` of the same functions."""
+    # New lists: an event loop in another thread may be going through these.
+    _state.on_request = [one for one in _state.on_request if one != on_request]
+    _state.on_connection = [one for one in _state.on_connection if one != on_connection]
+    _state.on_begin = [one for one in _state.on_begin if one != on_begin]
 
 
 def running() -> list[Record]:
     """Records of the requests in flight."""
     return list(_state.running.copy())
+
+
+def is_busy() -> bool:
+    """Whether a request is in flight."""
+    return bool(_state.running)
 
 
 def begin() -> Record:
@@ -255,6 +289,8 @@ def begin() -> Record:
             end(call.record)
         record = Record(call, True)
     _state.running.add(record)
+    if _state.on_begin:
+        _tell(_state.on_begin, record)
     return record
 
 
@@ -304,12 +340,16 @@ def end(record: Record) -> None:
     if (settle := record.call.settle) is not None:
         record.call.settle = None
         settle(record)
-    for subscriber in _state.on_request:
+    _tell(_state.on_request, record)
+    _state.running.discard(record)  # last, so that a view in another thread finds it here or in the log
+
+
+def _tell(subscribers: list[Callable[[Record], None]], record: Record) -> None:
+    for subscriber in subscribers:
         try:
             subscriber(record)
         except Exception as error:
             warn_once(f"a request's record could not be kept: {error!r}")
-    _state.running.discard(record)  # last, so that a view in another thread finds it here or in the log
 
 
 def note_first_content(record: Record) -> None:
@@ -330,10 +370,29 @@ def note_answer(record: Record, response_id: str | None, model: str | None, usag
     if (details := usage.prompt_tokens_details) is not None:
         record.cache_read_tokens = details.cached_tokens
         record.cache_write_tokens = details.cache_write_tokens
+        record.cache_write_1h_tokens = details.cache_write_1h_tokens
+        if details.audio_tokens is not None:  # what is set fills a column
+            record.input_audio_tokens = details.audio_tokens
+        if details.image_tokens is not None:
+            record.input_image_tokens = details.image_tokens
     if (details := usage.completion_tokens_details) is not None:
         record.reasoning_tokens = details.reasoning_tokens
-    if isinstance(usage.cost, (int, float)):
-        record.cost_usd, record.cost_source = usage.cost, "provider"
+        if details.audio_tokens is not None:
+            record.output_audio_tokens = details.audio_tokens
+        if details.image_tokens is not None:
+            record.output_image_tokens = details.image_tokens
+    if usage.cost is not None:
+        note_cost(record, usage.cost)
+
+
+def note_cost(record: Record, cost: object) -> None:
+    """Note what the provider says that the request cost, in US dollars; what is no price is passed over."""
+    if isinstance(cost, (int, float)) and not isinstance(cost, bool) and 0 <= cost < _TOO_DEAR:
+        record.cost_source, record.cost_usd = "provider", float(cost)
+
+
+_TOO_DEAR = 1e9
+"""US dollars that no request costs; an infinite price would make every sum infinite."""
 
 
 def set_error(record: Record, error: BaseException, kind: str | None = None) -> None:

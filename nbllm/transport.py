@@ -348,7 +348,7 @@ def _prepare() -> None:
     if _state.prepared:
         return
     _state.prepared = True
-    tracing.subscribe(log.add_request, log.add_connection)
+    tracing.subscribe(log.add_request, log.add_connection, log.request_began)
     on_change("transport", _apply_to_all)
     atexit.register(close_at_exit)
     if hasattr(os, "register_at_fork"):

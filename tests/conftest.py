@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import ssl
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,15 +15,30 @@ import trustme
 # Whatever is written outside a test (a pool that closes with its loop) must not reach the user's own log.
 os.environ["NBLLM_LOG_PATH"] = "none"
 
-from nbllm import conversation, environment, keys, limits, log, loops, notices, settings, tagging, tracing
+import nbllm
+from nbllm import (
+    conversation,
+    costs,
+    environment,
+    keys,
+    limits,
+    log,
+    loops,
+    notices,
+    responding,
+    settings,
+    tagging,
+    tracing,
+)
 from nbllm.providers import PROVIDERS
 from nbllm.servers.demo import DemoServer
+from tests.postgres import Postgres
 from tests.servers import RawServer
 
 _FOREIGN = (
     *(variable for name in PROVIDERS for variable in keys.key_variables(name)),
     *(variable for provider in PROVIDERS.values() for variable in provider.base_url_variables),
-    "AZURE_API_VERSION", "OPENAI_API_VERSION", "NBLLM_DEMO_URL",
+    "AZURE_API_VERSION", "OPENAI_API_VERSION", "NBLLM_DEMO_URL", "NBLLM_LOG_PATH", "NBLLM_LOG_URL",
     *(f"NBLLM_{field.name.upper()}" for field in dataclasses.fields(settings.Settings)),
     "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
     "http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY",
@@ -55,6 +71,8 @@ def _reset() -> None:
     limits._state.budgets.clear()
     tracing._state.secrets = type(tracing._state.secrets)()
     conversation._state.conversations.clear()
+    responding._state.sessions.clear()
+    costs._state.own.clear()
     tagging.set_session(None)
     tagging._state.last_cell = tagging.NO_CELL
 
@@ -77,6 +95,43 @@ def demo() -> Iterator[DemoServer]:
     """A demo server without delays."""
     with DemoServer(pace=0) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """A real PostgreSQL server, of which every test has a database of its own."""
+    try:
+        server = Postgres()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    with server:
+        yield server
+
+
+@pytest.fixture
+def postgres(postgres_server: Postgres) -> Iterator[Postgres]:
+    """The server, which a test may stop: it runs again for the next one."""
+    yield postgres_server
+    postgres_server.start()
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """URL of a new, empty database."""
+    name = f"test_{uuid.uuid4().hex}"
+    postgres.run(f"CREATE DATABASE {name}")
+    yield postgres.url(name)
+    log.close()  # before its database is taken away
+    postgres.start()
+    postgres.run(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def any_log(request: pytest.FixtureRequest, log_path: Path) -> str:
+    """A log of each kind, in use and with content: what `nbllm.configure(log=…)` was given."""
+    address = str(log_path) if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+    nbllm.configure(log=address, content=True)
+    return address
 
 
 @pytest.fixture(scope="session")

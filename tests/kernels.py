@@ -224,6 +224,16 @@ class Kernel:
         assert answer["status"] == "ok", answer
         return json.loads(ast.literal_eval(answer["data"]["text/plain"]))
 
+    def listen(self, seconds: float) -> None:
+        """Take in what comes for so many seconds."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self._take_messages()
+
+    def succeeded(self, msg_id: str) -> bool:
+        """Whether a cell is known to have ended, and without an error."""
+        return self._outcomes[msg_id].status == "ok"
+
     def _take_messages(self) -> None:
         """Take in what is there, or wait a moment for something."""
         client = self._client

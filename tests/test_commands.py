@@ -139,7 +139,7 @@ def test_sessions_add_up_what_the_servers_counted(kernel: Kernel, raw: RawServer
     asked = len(raw.requests) - before
     assert (mine["requests"], mine["errors"]) == (asked + 1, 1)
     assert (mine["input_tokens"], mine["output_tokens"]) == (11 * asked, 5 * asked)
-    assert mine["models"] == "gpt-4o-mini, error"
+    assert mine["models"] == "error, gpt-4o-mini"
 
 
 def test_connections_are_those_that_the_server_saw_and_close_ends_them(

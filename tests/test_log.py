@@ -16,13 +16,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 import nbllm
-from nbllm import log, notices, schema, tracing
+from nbllm import log, notices, rows, schema, stores, tracing
 from tests.records import record
 from tests.rows import connection_rows, request_rows, until
 from tests.servers import TEXT, RawServer
@@ -173,10 +173,12 @@ def test_a_new_database_has_the_newest_schema(log_path: Path) -> None:
 def test_every_old_schema_becomes_the_newest(
     version: int, log_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as old:
+    log_path.parent.mkdir()
+    engine = sa.create_engine(f"sqlite:///{log_path}", isolation_level="AUTOCOMMIT")
+    with monkeypatch.context() as old, engine.connect() as connection:
         old.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:version])
-        log.read(lambda connection: None)
-        log.close()
+        schema.migrate(connection, lambda: connection.exec_driver_sql("BEGIN"))
+    engine.dispose()
     log.read(lambda connection: None)
     log.close()
     assert table(log_path, "SELECT max(version) FROM nbllm_migrations") == [(len(schema.MIGRATIONS),)]
@@ -230,11 +232,25 @@ async def test_a_database_of_a_newer_nbllm_is_left_alone(server: RawServer, log_
 # -- what can go wrong -----------------------------------------------------------------------------
 
 
+async def kept_aside(server: RawServer, log_path: Path) -> bytes:
+    """A damaged file is kept, with one warning, and a new one begun; gives the bytes of the old one."""
+    for _ in range(3):
+        await ask(server)
+        assert request_rows()[-1].status == "ok"
+    (aside,) = log_path.parent.glob("log.db.corrupt-*[0-9]")
+    (warning,) = warned()
+    assert f"kept as {aside}" in warning
+    assert log.path() == str(log_path)
+    log.flush()
+    assert table(log_path, "SELECT count(*) FROM requests WHERE status = 'ok'")[0][0] >= 3
+    assert stat.S_IMODE(log_path.stat().st_mode) == 0o600
+    return aside.read_bytes()
+
+
 async def test_a_file_that_is_no_database(server: RawServer, log_path: Path) -> None:
     log_path.parent.mkdir()
     log_path.write_bytes(b"this is no database " * 1000)
-    await works_in_memory(server, "not a database")
-    assert log_path.read_bytes().startswith(b"this is no database")
+    assert await kept_aside(server, log_path) == b"this is no database " * 1000
 
 
 async def test_a_damaged_database(server: RawServer, log_path: Path) -> None:
@@ -244,7 +260,7 @@ async def test_a_damaged_database(server: RawServer, log_path: Path) -> None:
     data = bytearray(log_path.read_bytes())
     data[4096:] = os.urandom(len(data) - 4096)
     log_path.write_bytes(data)
-    await works_in_memory(server, "malformed")
+    assert await kept_aside(server, log_path) == bytes(data)
 
 
 async def test_a_folder_in_place_of_the_file(server: RawServer, log_path: Path) -> None:
@@ -291,12 +307,12 @@ async def test_rows_written_before_the_trouble_stay_in_the_views(
 ) -> None:
     await ask(server)
     log.flush()
-    monkeypatch.setattr(log._Batch, "write", failing_on_disk(log._Batch.write))
+    monkeypatch.setattr(rows.Batch, "write", failing_on_disk(rows.Batch.write))
     await ask(server)
     await ask(server)
-    rows = request_rows()
-    assert [row.status for row in rows] == ["ok"] * 3
-    assert len({row.request_id for row in rows}) == 3
+    found = request_rows()
+    assert [row.status for row in found] == ["ok"] * 3
+    assert len({row.request_id for row in found}) == 3
     (connection,) = connection_rows()
     assert connection.requests == 3
     contents = log.read(lambda c: c.exec_driver_sql("SELECT count(*) FROM contents").scalar())
@@ -307,10 +323,10 @@ async def test_rows_written_before_the_trouble_stay_in_the_views(
 
 
 def failing_on_disk(write: Any) -> Any:
-    def failing(batch: Any, connection: Any) -> None:
-        if connection.engine.url.database:
+    def failing(batch: Any, store: Any, **options: Any) -> None:
+        if store.place is not None:
             raise sqlite3.OperationalError("disk I/O error")
-        write(batch, connection)
+        write(batch, store, **options)
 
     return failing
 
@@ -377,7 +393,7 @@ def locked(path: Path) -> Iterator[None]:
 async def test_a_database_locked_for_long(
     server: RawServer, log_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "LOCKED_SECONDS", 0.05)
+    monkeypatch.setattr(stores, "LOCKED_SECONDS", 0.05)
     await ask(server)
     log.flush()
     with locked(log_path):
@@ -393,7 +409,7 @@ async def test_a_database_locked_for_long(
 async def test_a_database_that_is_locked_at_the_start(
     server: RawServer, log_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "LOCKED_SECONDS", 0.05)
+    monkeypatch.setattr(stores, "LOCKED_SECONDS", 0.05)
     log.read(lambda connection: None)
     log.close()
     with locked(log_path):
@@ -418,21 +434,21 @@ async def test_a_database_locked_for_a_moment_is_waited_for(server: RawServer, l
 async def test_a_write_that_met_a_lock_is_tried_again(
     server: RawServer, log_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "LOCKED_SECONDS", 0.05)
+    monkeypatch.setattr(stores, "LOCKED_SECONDS", 0.05)
     await ask(server)
     log.flush()
     failed, unlocked = threading.Event(), threading.Event()
-    write = log._Batch.write
+    write = rows.Batch.write
 
-    def watched(batch: Any, connection: Any) -> None:
+    def watched(batch: Any, store: Any, **options: Any) -> None:
         try:
-            write(batch, connection)
+            write(batch, store, **options)
         except Exception:
             failed.set()
             unlocked.wait(10)
             raise
 
-    monkeypatch.setattr(log._Batch, "write", watched)
+    monkeypatch.setattr(rows.Batch, "write", watched)
     with locked(log_path):
         await ask(server)
         assert await asyncio.to_thread(failed.wait, 10)
@@ -445,32 +461,31 @@ async def test_a_write_that_met_a_lock_is_tried_again(
 def test_a_migration_waits_for_another_process_that_migrates(log_path: Path) -> None:
     log_path.parent.mkdir()
 
-    class Other:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def migrate_elsewhere() -> None:
         """Another process, in the middle of the same migrations."""
+        engine = sa.create_engine(f"sqlite:///{log_path}", isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
 
-        def __init__(self) -> None:
-            self.sqlite = sqlite3.connect(log_path, isolation_level=None, check_same_thread=False)
-            self.begun, self.go_on = threading.Event(), threading.Event()
+            def begin() -> None:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                begun.set()
+                go_on.wait(10)
 
-        def exec_driver_sql(self, statement: str, values: Any = ()) -> Any:
-            if statement == "COMMIT":
-                self.begun.set()
-                self.go_on.wait(10)
-            found = self.sqlite.execute(statement, values)
-            return SimpleNamespace(scalar=lambda: found.fetchone()[0])
+            schema.migrate(connection, begin)
+        engine.dispose()
 
-    other = Other()
-    thread = threading.Thread(target=schema.migrate, args=(other,))
+    thread = threading.Thread(target=migrate_elsewhere)
     thread.start()
-    other.begun.wait(10)
+    begun.wait(10)
     reading = threading.Thread(target=log.read, args=(lambda connection: None,))
     reading.start()
     time.sleep(0.2)
     assert reading.is_alive()
-    other.go_on.set()
+    go_on.set()
     thread.join()
     reading.join()
-    other.sqlite.close()
     assert warned() == []
     assert log.path() == str(log_path)
     assert table(log_path, "SELECT count(*) FROM nbllm_migrations") == [(len(schema.MIGRATIONS),)]
@@ -611,8 +626,7 @@ async def test_a_log_that_failed_can_be_tried_again(server: RawServer, log_path:
 
 
 async def test_a_log_that_fails_again_keeps_its_rows(server: RawServer, log_path: Path) -> None:
-    log_path.parent.mkdir()
-    log_path.write_bytes(b"no database " * 1000)
+    log_path.mkdir(parents=True)
     await ask(server)
     assert len(request_rows()) == 1
     nbllm.configure(log=log_path)
@@ -801,8 +815,8 @@ def test_a_row_is_of_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
             made.cost_usd = 0.5
             return super().get(key, default)
 
-    monkeypatch.setattr(log, "_shapes", PricedMeanwhile())
-    batch = log._Batch()
-    batch.take([made])
+    monkeypatch.setattr(rows, "_shapes", PricedMeanwhile())
+    batch = rows.Batch()
+    batch.add_record(made, noted=False)
     ((shape, values),) = batch.inserts.items()
     assert len(values) == len(shape.columns)

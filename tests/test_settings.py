@@ -147,7 +147,7 @@ def test_an_empty_variable_counts_as_not_set(text: str, monkeypatch: pytest.Monk
         ("NBLLM_NUM_RETRIES", "-1", "num_retries must be a whole number, 0 for none; got -1"),
         ("NBLLM_FORMAT", "jsn", "format must be one of md, .*; got 'jsn'; did you mean 'json'"),
         ("NBLLM_CONTENT", "maybe", "content must be True or False; got 'maybe'"),
-        ("NBLLM_LOG_PATH", "postgresql://host/db", "log must be the path of an SQLite file"),
+        ("NBLLM_LOG_PATH", "mysql://host/db", "log must be the path of an SQLite file"),
     ],
 )
 def test_a_bad_variable_is_warned_of_once_and_the_default_holds(
@@ -299,7 +299,7 @@ def test_aliases_are_copied() -> None:
         {"log": 5},
         {"log": b"log.db"},
         {"log": True},
-        {"log": "postgresql://host/db"},
+        {"log": "mysql://host/db"},
         {"log": "sqlite:///x.db"},
         {"max_concurrency": 0},
         {"max_concurrency": 2.5},

@@ -1,0 +1,251 @@
+"""Which requests are meant: the filters that all views of the log share, as SQL.
+
+Owns `Selection`, `request_rows` and `contents`. One query path: the log shows each request once, also those
+in flight, whose status is null. Called by `frames`, `transcripts`, `exporting` and the bridges.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import lives, log, schema, tagging
+from .exceptions import UsageProblem
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+LONGEST = 10_000
+"""How long a text may be that is looked for."""
+
+Since = str | datetime.timedelta | datetime.date | None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Some of the log's requests.
+
+    Attributes:
+        session: Only those of this session id.
+        kernel: None for this kernel, or for all kernels where `since` or `notebook` is given; "all" for the
+            whole log; or a kernel_id.
+        since: Only those that started since then: "90s", "30m", "12h", "7d", "2w" ago, a timedelta ago, a
+            date or datetime (local time where it names no zone), or one of these in ISO 8601, "2026-11-20".
+        notebook: Only those of this notebook: its path, or the name alone.
+        model: Only those that asked for this model, or were answered by it; "openai/gpt-4o" is fine too.
+        search: Only those with this text in their messages, answers or errors, whatever the case of ASCII
+            letters. What was said is known only where contents are kept.
+        errors: Only those that failed.
+        cell: Only those of this cell: its number, or its id.
+        latest: Only those of the last run of each cell.
+        owner: Only those of this owner.
+        run: Only those of this run of a cell.
+
+    Raises:
+        UsageProblem: A value that can't be used.
+    """
+
+    session: str | None = None
+    kernel: str | None = None
+    since: Since = None
+    notebook: str | None = None
+    model: str | None = None
+    search: str | None = None
+    errors: bool = False
+    cell: int | str | None = None
+    latest: bool = False
+    owner: str | None = None
+    run: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("session", "notebook", "model", "search", "owner"):
+            if not isinstance(value := getattr(self, name), str | None):
+                raise UsageProblem(f"{name} must be a text; got {value!r}")
+            if value is not None and len(value) > LONGEST:  # SQLite takes no longer pattern either
+                raise UsageProblem(f"{name} must have {LONGEST:,} characters at most; got {len(value):,}")
+        cell = self.cell
+        if isinstance(cell, int) and not isinstance(cell, bool):
+            is_usable = 0 <= cell < 1 << 31
+        else:
+            is_usable = cell is None or (isinstance(cell, str) and len(cell) <= LONGEST)
+        if not is_usable:
+            raise UsageProblem(f"cell must be a cell's number or its id; got {cell!r:.80}")
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether other kernels are meant too."""
+        alone = self.kernel is None and self.since is None and self.notebook is None
+        return not alone and self.kernel != tagging.kernel_id()
+
+    def where(self, is_postgres: bool) -> tuple[str, dict[str, Any]]:
+        """What stands after WHERE, and its values by their names."""
+        scope, values = self._scope()
+        conditions = [scope]
+        simple = {"session_id": self.session, "owner": self.owner, "run_id": self.run}
+        for column, value in simple.items():
+            if value is not None:
+                conditions.append(f"{column} = :{column}")
+                values[column] = value
+        if self.model is not None:
+            asked = "request_model = :model OR response_model = :model"
+            conditions.append(f"({asked} OR provider || '/' || request_model = :model)")
+            values["model"] = self.model
+        if self.errors:
+            conditions.append("status = 'error'")
+        if self.cell is not None:
+            conditions.append("execution_count = :cell" if isinstance(self.cell, int) else "cell_id = :cell")
+            values["cell"] = self.cell
+        if self.search:
+            like = 'COLLATE "C" ILIKE' if is_postgres else "LIKE"  # ASCII's capitals alone, as in SQLite
+            said = f"request {like} :said ESCAPE '!' OR response {like} :said ESCAPE '!'"
+            found = f"id IN (SELECT id FROM contents WHERE {said})"
+            conditions.append(f"({found} OR error_message {like} :text ESCAPE '!')")
+            values["text"] = _pattern(self.search)
+            values["said"] = _pattern(json.dumps(self.search, ensure_ascii=False)[1:-1])
+        if self.latest:
+            conditions.append(f"(run_id IS NULL OR run_id IN ({_LATEST.format(scope=scope)}))")
+        return " AND ".join(conditions), values
+
+    def _scope(self) -> tuple[str, dict[str, Any]]:
+        conditions: list[str] = []
+        values: dict[str, Any] = {}
+        if not self.is_wide or self.kernel not in (None, "all"):
+            first = _first_id(self.kernel)
+            conditions.append("id BETWEEN :first AND :last")
+            values |= {"first": first, "last": first + (1 << 31) - 1}
+        if self.since is not None:
+            conditions.append("started_at >= :since")
+            values["since"] = moment(self.since)
+        if self.notebook is not None:
+            named = "notebook = :notebook OR notebook LIKE :end ESCAPE '!'"
+            conditions.append(f"kernel_id IN (SELECT kernel_id FROM kernels WHERE {named})")
+            values |= {"notebook": self.notebook, "end": f"%/{_escaped(self.notebook)}"}
+        return " AND ".join(conditions) or "1 = 1", values
+
+
+# Of each cell the run that began last. Where the front end doesn't name cells, In[3] of two kernels are two.
+_LATEST = """
+    SELECT run_id FROM (
+        SELECT run_id, row_number() OVER (PARTITION BY cell ORDER BY began DESC) AS age
+        FROM (
+            SELECT run_id, min(started_at) AS began,
+                CASE WHEN cell_id LIKE 'In[%' THEN kernel_id || cell_id ELSE cell_id END AS cell
+            FROM requests WHERE {scope} AND run_id IS NOT NULL GROUP BY run_id, cell
+        ) AS runs
+    ) AS ages WHERE age = 1"""
+
+
+def read(selection: Selection, query: Callable[[str, bool], str]) -> list[tuple[Any, ...]]:
+    """The rows of a query.
+
+    Args:
+        selection: Which requests.
+        query: From what stands after WHERE, and whether it is for PostgreSQL, to the query.
+    """
+
+    def job(connection: sa.Connection) -> list[tuple[Any, ...]]:
+        import sqlalchemy as sa
+
+        if selection.is_wide:
+            lives.bury(connection)
+        is_postgres = connection.dialect.name == "postgresql"
+        where, given = selection.where(is_postgres)
+        # What no database takes, as half a character, stands for nothing that one holds.
+        values = {k: schema.storable("text", v) if isinstance(v, str) else v for k, v in given.items()}
+        return [tuple(row) for row in connection.execute(sa.text(query(where, is_postgres)), values)]
+
+    return log.read(job)
+
+
+def request_rows(**filters: Any) -> list[dict[str, Any]]:
+    """Requests as dicts, oldest first.
+
+    Args:
+        **filters: Those of `Selection`.
+
+    Returns:
+        The values by the names of `schema.REQUESTS`, and `notebook`. None is unknown, times are seconds since
+        1970 UTC, and `status` is None while a request is in flight.
+
+    Raises:
+        UsageProblem: A filter that can't be used.
+    """
+    found = [dict(zip(REQUEST_COLUMNS, row, strict=True)) for row in read_requests(Selection(**filters))]
+    switches = [name for name, kind in schema.REQUESTS.items() if kind == "bool"]
+    for row in found:
+        for name in switches:  # SQLite has numbers for them
+            row[name] = None if row[name] is None else bool(row[name])
+    return found
+
+
+REQUEST_COLUMNS = (*schema.REQUESTS, "notebook")
+
+
+def read_requests(selection: Selection) -> list[tuple[Any, ...]]:
+    """The values of `REQUEST_COLUMNS`, oldest first."""
+    notebook = "(SELECT notebook FROM kernels WHERE kernels.kernel_id = requests.kernel_id) AS notebook"
+    names = ", ".join(schema.REQUESTS)
+    return read(
+        selection,
+        lambda where, _: f"SELECT {names}, {notebook} FROM requests WHERE {where} ORDER BY started_at, id",
+    )
+
+
+def contents(ids: Sequence[int]) -> dict[int, tuple[str | None, str | None]]:
+    """What was sent and what was answered, as JSON texts, by the requests' `id`, where that was kept."""
+
+    def job(connection: sa.Connection) -> dict[int, tuple[str | None, str | None]]:
+        found: dict[int, tuple[str | None, str | None]] = {}
+        for start in range(0, len(ids), 500):
+            some = ", ".join(str(int(number)) for number in ids[start : start + 500])
+            query = f"SELECT id, request, response FROM contents WHERE id IN ({some})"
+            found |= {row[0]: (row[1], row[2]) for row in connection.exec_driver_sql(query)}
+        return found
+
+    return log.read(job)
+
+
+def moment(since: Since) -> float:
+    """The time that is meant, in seconds since 1970 UTC; see `Selection.since`.
+
+    Raises:
+        UsageProblem: It can't be understood.
+    """
+    now = datetime.datetime.now().astimezone()
+    if isinstance(since, str) and (found := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*", since)):
+        seconds = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}[found[2]] * float(found[1])
+        return now.timestamp() - seconds
+    try:
+        if isinstance(since, str):
+            since = datetime.datetime.fromisoformat(since.strip())
+        if isinstance(since, datetime.timedelta):
+            return now.timestamp() - since.total_seconds()
+        if not isinstance(since, datetime.datetime) and isinstance(since, datetime.date):
+            since = datetime.datetime(since.year, since.month, since.day)
+        if isinstance(since, datetime.datetime):
+            return since.timestamp()
+    except (ValueError, OverflowError, OSError):
+        pass
+    raise UsageProblem(
+        f'a time is "7d", "12h", "30m", a timedelta, a date or "2026-11-20T14:00"; got {since!r}'
+    )
+
+
+def _first_id(kernel: str | None) -> int:
+    if kernel is None:
+        return tagging.first_request_id()
+    if not isinstance(kernel, str) or not re.fullmatch("[0-9a-f]{8}", kernel):
+        raise UsageProblem(f"kernel must be None, 'all' or a kernel's id such as '0badcafe'; got {kernel!r}")
+    return tagging.first_id(kernel)
+
+
+def _escaped(text: str) -> str:
+    return re.sub("([!%_])", r"!\1", text)
+
+
+def _pattern(text: str) -> str:
+    return f"%{_escaped(text)}%"

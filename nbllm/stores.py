@@ -1,0 +1,356 @@
+"""Where a log is kept: SQLite in a file or in memory, or PostgreSQL; and in what they differ.
+
+Owns opening, transactions, and which errors are the database's own. The tables are `schema`'s, and the same
+in both. SQLAlchemy loads here, with the first row. Called by `log`, in the writer's thread.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from . import schema, tracing
+from .settings import without_password
+
+LOCKED_SECONDS = 5.0
+"""How long a lock, or a server that does not answer, is waited for."""
+
+_OF_VALUES = ("22", "23", "42804")
+"""How an SQLSTATE that tells of a value begins: data exceptions, violated constraints, another type."""
+
+
+class Store(abc.ABC):
+    """An open log.
+
+    Attributes:
+        connection: In autocommit mode: transactions are spelled out.
+        place: Where it is, without a password; None in memory.
+        mark: What stands for a value in a statement.
+    """
+
+    connection: sa.Connection
+    place: str | None
+    mark: str
+
+    def __init__(self, url: sa.URL | str, place: str | None, arguments: dict[str, Any]) -> None:
+        engine = sa.create_engine(
+            url, isolation_level="AUTOCOMMIT", poolclass=sa.pool.StaticPool, connect_args=arguments
+        )
+        self.place = place
+        try:
+            self.connection = engine.connect()
+        except BaseException:
+            engine.dispose()
+            raise
+        self.raw: Any = self.connection.connection.driver_connection
+        try:
+            self._prepare()
+            schema.migrate(self.connection, lambda: self._begin(alone=True))
+        except BaseException:
+            self.close()
+            raise
+
+    @abc.abstractmethod
+    def _prepare(self) -> None:
+        """Set up what holds for this connection."""
+
+    @abc.abstractmethod
+    def _begin(self, alone: bool = False) -> None:
+        """Begin a transaction; with `alone`, one at a time over all kernels."""
+
+    @abc.abstractmethod
+    def is_at_fault(self, error: Exception) -> bool:
+        """Whether the database failed (locked, full, damaged, gone), and not a value that it refuses."""
+
+    @abc.abstractmethod
+    def is_gone(self, error: Exception) -> bool:
+        """Whether the database must be opened anew: the file is damaged, or the server's connection lost."""
+
+    def cursor(self) -> Any:
+        """The driver's own cursor."""
+        return self.raw.cursor()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that happens inside, or nothing."""
+        self._begin()
+        try:
+            yield
+            self.connection.exec_driver_sql("COMMIT")
+        except BaseException:
+            try:
+                self.connection.exec_driver_sql("ROLLBACK")
+            except Exception:  # the database has rolled back by itself (disk full), or is gone
+                pass
+            raise
+
+    @abc.abstractmethod
+    def erase(self, shrink: bool) -> None:
+        """See that nothing of deleted rows stays readable on the disk, as far as that is ours to do."""
+
+    def is_away(self) -> bool:
+        """Whether what was opened is no longer where it was: what is written would be lost."""
+        return False
+
+    @abc.abstractmethod
+    def make_way(self, tell: Callable[[str], None]) -> None:
+        """See that what `is_gone`, and is closed, can be opened anew; `tell` hears what users should know."""
+
+    def close(self) -> None:
+        """Give the connection back; nothing is raised, since there is nothing to save any more."""
+        try:
+            self.connection.close()
+            self.connection.engine.dispose()
+        except Exception:
+            pass
+
+
+class SQLite(Store):
+    """A file, or memory."""
+
+    mark = "?"
+
+    def __init__(self, path: str | None) -> None:
+        if path is not None:
+            path = os.path.abspath(os.path.expanduser(path))
+            _create_private(path)
+            self.file = _identity(path)
+        url = "sqlite://" if path is None else sa.URL.create("sqlite", database=path)
+        super().__init__(url, path, {"timeout": LOCKED_SECONDS, "check_same_thread": False})
+
+    def _prepare(self) -> None:
+        self.raw.create_aggregate("percentile_cont", 2, _Percentile)
+        run = self.connection.exec_driver_sql
+        run("PRAGMA secure_delete = ON")  # what is deleted is written over
+        if self.place is None:
+            return
+        mode = journal_mode(self.place)
+        try:
+            run(f"PRAGMA journal_mode = {mode}")
+        except sa.exc.OperationalError as error:
+            # Other kernels, with a newer SQLite, have it in WAL mode: that is theirs to change.
+            if "locked" not in str(error) or run("PRAGMA journal_mode").scalar() != "wal":
+                raise
+        run(f"PRAGMA synchronous = {'NORMAL' if mode == 'WAL' else 'FULL'}")
+
+    def _begin(self, alone: bool = False) -> None:
+        # One that reads first and writes later fails at once where another kernel has written in between.
+        self.connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    def is_at_fault(self, error: Exception) -> bool:
+        import sqlite3
+
+        return type(getattr(error, "orig", error)) in (sqlite3.OperationalError, sqlite3.DatabaseError)
+
+    def is_gone(self, error: Exception) -> bool:
+        return self.place is not None and _is_damage(error)
+
+    def is_away(self) -> bool:
+        return self.place is not None and _identity(self.place) != self.file
+
+    def make_way(self, tell: Callable[[str], None]) -> None:
+        if self.place is not None and not self.is_away():
+            _put_aside(self.place, self.file, tell)
+
+    def erase(self, shrink: bool) -> None:
+        run = self.connection.exec_driver_sql
+        try:
+            if shrink:
+                run("VACUUM")
+            if run("PRAGMA journal_mode").scalar() == "wal":
+                run("PRAGMA wal_checkpoint(TRUNCATE)").close()
+            elif self.place is not None:  # the journal that stays holds the pages as they were
+                run("PRAGMA journal_mode = DELETE").close()
+                run("PRAGMA journal_mode = PERSIST").close()
+        except sa.exc.OperationalError as error:  # other kernels are at work in it; the rows are gone
+            if "locked" not in str(error):
+                raise
+
+
+class PostgreSQL(Store):
+    """A server, for many kernels of many people. The tables stand in a schema of their own, `nbllm`."""
+
+    mark = "%s"
+
+    def __init__(self, url: str) -> None:
+        parsed = sa.make_url(url).set(drivername="postgresql+psycopg")
+        for secret in (parsed.password, parsed.query.get("password")):
+            tracing.keep_secret(secret if isinstance(secret, str) else None)
+        # A server that is there, and says nothing, must not hold up the cells for longer than a lock.
+        silence = {"connect_timeout": int(LOCKED_SECONDS), "tcp_user_timeout": int(LOCKED_SECONDS * 1000)}
+        alive = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
+        arguments = {**silence, **alive, "prepare_threshold": None}
+        super().__init__(parsed, without_password(url), arguments)
+
+    def _prepare(self) -> None:
+        run = self.connection.exec_driver_sql
+        if run("SELECT to_regnamespace('nbllm')").scalar() is None:
+            try:
+                run("CREATE SCHEMA IF NOT EXISTS nbllm")
+            except sa.exc.IntegrityError:  # another kernel was as quick
+                pass
+        run("SET search_path TO nbllm")
+
+    def _begin(self, alone: bool = False) -> None:
+        self.connection.exec_driver_sql("BEGIN")
+        if alone:
+            self.connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('nbllm'))")
+
+    def is_at_fault(self, error: Exception) -> bool:
+        import psycopg
+
+        error = getattr(error, "orig", error)
+        if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
+            return True
+        state = getattr(error, "sqlstate", None)  # None: the driver can't put the value into words
+        return state is not None and not state.startswith(_OF_VALUES)
+
+    def erase(self, shrink: bool) -> None:
+        pass  # the server's own autovacuum does it
+
+    def is_gone(self, error: Exception) -> bool:
+        return bool(self.raw.closed or self.raw.broken)
+
+    def make_way(self, tell: Callable[[str], None]) -> None:
+        pass
+
+
+def open_store(address: str | None, tell: Callable[[str], None]) -> Store:
+    """Open a log, and bring its tables up to date.
+
+    Args:
+        address: A path, the URL of a PostgreSQL database, or None for memory.
+        tell: Hears what users should know: a damaged file was put aside.
+
+    Raises:
+        Exception: It can't be opened; the database's own error, or one of the operating system.
+    """
+    if address is not None and "://" in address:
+        return PostgreSQL(address)
+    if address is None:
+        return SQLite(None)
+    address = os.path.abspath(os.path.expanduser(address))
+    file = _identity(address)
+    try:
+        return SQLite(address)
+    except Exception as error:
+        if not _is_damage(error):
+            raise
+        _put_aside(address, file, tell)
+    return SQLite(address)
+
+
+def reason(error: Exception) -> str:
+    """Why the database can't be used, in one line."""
+    return (str(getattr(error, "orig", None) or error).splitlines() or [type(error).__name__])[0]
+
+
+def _is_damage(error: Exception) -> bool:
+    return "not a database" in str(error) or "malformed" in str(error)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _put_aside(path: str, file: tuple[int, int] | None, tell: Callable[[str], None]) -> None:
+    """Move a damaged file, with what SQLite keeps beside it, out of the way of a new one."""
+    if file is None or _identity(path) != file:
+        return  # another kernel has found it damaged too, and was as quick
+    aside = f"{path}.corrupt-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    os.replace(path, aside)
+    for end in ("-journal", "-wal", "-shm"):
+        if os.path.exists(path + end):
+            os.replace(path + end, aside + end)
+    tell(f"the log at {path} was damaged: it is kept as {aside}, and a new one was begun")
+
+
+def journal_mode(path: str) -> str:
+    """How SQLite keeps a file whole: WAL where that is safe, else a rollback journal that stays.
+
+    WAL can corrupt a file with several writers before SQLite 3.51.3 (sqlite.org/wal.html, "the WAL-reset
+    bug"), and needs memory that its users share, which no network file system gives. A journal that grows and
+    shrinks with each batch would take the kernel a sixth longer than one that stays.
+    """
+    import sqlite3
+
+    is_safe = sqlite3.sqlite_version_info >= (3, 51, 3) and not is_remote(path)
+    return "WAL" if is_safe else "PERSIST"
+
+
+_REMOTE = (
+    "nfs",
+    "cifs",
+    "smb",
+    "fuse",
+    "9p",
+    "afs",
+    "lustre",
+    "gpfs",
+    "ceph",
+    "glusterfs",
+    "beegfs",
+    "virtiofs",
+)
+
+
+def is_remote(path: str) -> bool:
+    """Whether a file may lie on a network file system; Linux tells (proc(5), `/proc/self/mounts`)."""
+    if not sys.platform.startswith("linux"):
+        return path.startswith(("\\\\", "//"))
+    path = os.path.realpath(path)
+    best, kind = "", ""
+    try:
+        for line in Path("/proc/self/mounts").read_text(errors="replace").splitlines():
+            _, folder, found, *_ = line.split(" ")
+            folder = folder.replace("\\040", " ").rstrip("/")
+            if (path == folder or path.startswith(f"{folder}/")) and len(folder) >= len(best):
+                best, kind = folder, found
+    except (OSError, ValueError):
+        return True
+    return kind.startswith(_REMOTE)
+
+
+class _Percentile:
+    """SQL's `percentile_cont`, which PostgreSQL has: linear interpolation between the nearest ranks."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self.share = 0.5
+
+    def step(self, value: float | None, share: float) -> None:
+        if value is not None:
+            self.values.append(value)
+            self.share = share
+
+    def finalize(self) -> float | None:
+        if not self.values:
+            return None
+        self.values.sort()
+        position = (len(self.values) - 1) * self.share
+        low = int(position)
+        high = min(low + 1, len(self.values) - 1)
+        return self.values[low] + (self.values[high] - self.values[low]) * (position - low)
+
+
+def _create_private(path: str) -> None:
+    """Make the folder 0700 and the file 0600 before SQLite would make them readable by others."""
+    folder = Path(path).parent
+    if not folder.exists():
+        folder.mkdir(parents=True, mode=0o700, exist_ok=True)  # another process may be as quick
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        pass
