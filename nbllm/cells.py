@@ -21,6 +21,7 @@ from . import (
     interpolation,
     keys,
     loops,
+    masking,
     output_metadata,
     providers,
     rendering,
@@ -174,7 +175,7 @@ class _Answering:
     def _mark(self, error: BaseException, model: str, stream: CompletionStream | None) -> str:
         if isinstance(error, APIError) and len(self._sinks) > 1:
             # The cell's own error tells only of the first that failed.
-            return f"{type(error).__name__}: {tracing.redact(str(error))}"
+            return f"{type(error).__name__}: {masking.redact(str(error))}"
         if stream is not None:
             return "broken off" if isinstance(error, APIError) else "interrupted"
         return f"{'failed' if isinstance(error, APIError) else 'interrupted'} · {model}"
@@ -275,7 +276,7 @@ def _dry_run(question: Question, prompt: Prompt) -> str:
     if prompt.variables:
         lines += ["", "Variables"]
         lines += [f"  {{{{{one.expression}}}}}  {one.kind}, {one.shown}" for one in prompt.variables]
-    return tracing.redact("\n".join(lines))
+    return masking.redact("\n".join(lines))
 
 
 def _message(message: Mapping[str, Any]) -> str:

@@ -13,9 +13,10 @@ from typing import Any, Literal, overload
 
 import aiohttp
 
-from . import calls, failures, loops, tracing
+from . import calls, failures, loops, masking, tracing
 from .attachments import content_parts
 from .exceptions import UsageProblem
+from .options import checked_options
 from .providers import HttpRequest, Route
 from .streaming import CompletionStream
 from .structured import response_format
@@ -95,7 +96,7 @@ async def acompletion(
         UsageProblem: A value that can't work; nothing was sent.
         APIError: The call failed; its subclasses tell how (`nbllm.exceptions`).
     """
-    options = calls.checked_options(
+    options = checked_options(
         session_id=session_id,
         litellm_session_id=params.pop("litellm_session_id", None),
         litellm_trace_id=params.pop("litellm_trace_id", None),
@@ -235,7 +236,7 @@ def _asks_for_usage(options: Any, extra_body: Mapping[str, Any] | None) -> bool:
     if options is None and not extra_body:
         return False
     if options is not None and not isinstance(options, Mapping):
-        raise UsageProblem(f"stream_options must be a dict; got {tracing.redact(repr(options)):.80}")
+        raise UsageProblem(f"stream_options must be a dict; got {masking.redact(repr(options)):.80}")
     options = (extra_body or {}).get("stream_options") or options or {}
     return isinstance(options, Mapping) and bool(options.get("include_usage"))
 

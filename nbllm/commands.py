@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import frames, log, settings, tagging, tracing
+from . import frames, log, masking, settings, tagging
 from .arguments import Words, unquoted
 from .exceptions import AuthenticationError, UsageProblem, did_you_mean
 
@@ -44,7 +44,7 @@ def run(line: str) -> Any:
         hint = did_you_mean(name, COMMANDS) or f"; there are {', '.join(COMMANDS)}"
         raise UsageProblem(f"there is no %nbllm {name}{hint}")
     if (value := unquoted(value.strip())) and not command.argument:
-        raise UsageProblem(f"%nbllm {name} takes no argument; got {tracing.redact(value)!r}")
+        raise UsageProblem(f"%nbllm {name} takes no argument; got {masking.redact(value)!r}")
     return command.run(value)
 
 
@@ -253,7 +253,7 @@ def _export(value: str) -> None:
     if kind in exporting.FORMATS:
         exporting.export(path)
     elif kind in _CONVERSATIONS:
-        text = tracing.redact(_CONVERSATIONS[kind]())
+        text = masking.redact(_CONVERSATIONS[kind]())
         exporting.write_whole(path, lambda file: file.write(text.encode()))
     else:
         raise UsageProblem(

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import math
 import os
 import platform
-import socket
 import sqlite3
-import ssl
 import sys
 import textwrap
 import time
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -28,11 +24,20 @@ from typing import Any, Literal
 
 from yarl import URL
 
-from . import environment, frames, keys, log, loops, markdown, providers, settings, tracing, transport
+from . import (
+    environment,
+    frames,
+    keys,
+    log,
+    loops,
+    markdown,
+    masking,
+    providers,
+    reachability,
+    settings,
+    transport,
+)
 from .exceptions import UsageProblem
-
-CONNECT_SECONDS = 3.0
-"""How long an endpoint may take until it is reached, TLS included."""
 
 LOCKED_SECONDS = 1.0
 """How long the log may be locked by somebody else."""
@@ -144,8 +149,8 @@ def _foreign(text: str) -> str:
     """Text that came from outside, as it can be shown: without keys and control characters."""
     for provider in providers.PROVIDERS:
         for variable in keys.key_variables(provider):
-            tracing.keep_secret(environment.environ().get(variable))
-    return "".join(c if c.isprintable() else " " for c in tracing.redact(text))
+            masking.keep_secret(environment.environ().get(variable))
+    return "".join(c if c.isprintable() else " " for c in masking.redact(text))
 
 
 # -- versions and keys -------------------------------------------------------------------------------
@@ -227,12 +232,12 @@ async def _reached(name: str, provider: providers.Provider, env: Mapping[str, st
     except UsageProblem as error:
         named = [v for v in (variable, keys.set_variable(provider.name, env)) if v is not None]
         return Check(name, "problem", _foreign(str(error)), f"set {' or '.join(named)} anew")
-    proxy = _proxy_for(url)
-    where = _foreign(_address(proxy or url))
+    proxy = transport.environment_proxy(url.scheme, url.host or "")
+    where = _foreign(reachability.address(proxy or url))
     if proxy is not None:
-        where += f" for {_foreign(_address(url))} (the proxy of the environment)"
+        where += f" for {_foreign(reachability.address(url))} (the proxy of the environment)"
     started = time.perf_counter()
-    trouble = await _connect(proxy or url, variable)
+    trouble = await reachability.trouble(proxy or url, variable)
     if trouble is None:
         took_ms = (time.perf_counter() - started) * 1e3
         return Check(name, "ok", f"{where} was reached in {took_ms:,.0f} ms")
@@ -240,78 +245,6 @@ async def _reached(name: str, provider: providers.Provider, env: Mapping[str, st
     if proxy is not None:
         remedy = "look at HTTPS_PROXY and HTTP_PROXY, or name the host in NO_PROXY; then restart the kernel"
     return Check(name, "problem", f"{where} {_foreign(message)}", remedy)
-
-
-def _address(url: URL) -> str:
-    """Host and port alone: a proxy's URL may hold a password."""
-    host = url.host or ""
-    return f"[{host}]:{url.port}" if ":" in host else f"{host}:{url.port}"
-
-
-def _proxy_for(url: URL) -> URL | None:
-    """The proxy of the environment that requests to `url` go through, as `transport` chooses it."""
-    proxies, host = urllib.request.getproxies(), url.host or ""
-    found = proxies.get(url.scheme) or proxies.get("all")
-    if not found or transport._is_loopback(host) or urllib.request.proxy_bypass(host):
-        return None
-    try:
-        return URL(found if "://" in found else f"http://{found}")
-    except ValueError:  # whose text may quote the password
-        raise UsageProblem(f"the environment's proxy for {url.scheme} is not like http://host:port") from None
-
-
-async def _connect(url: URL, variable: str | None) -> tuple[str, str] | None:
-    """Connect, and hang up; what went wrong with what to do about it, or None.
-
-    Args:
-        url: Of a server or a proxy.
-        variable: The environment variable that names the server; None for the provider's own address.
-    """
-    loop, host, port = asyncio.get_running_loop(), url.host or "", url.port or 0
-    context = (transport._ssl_context() or ssl.create_default_context()) if url.scheme == "https" else None
-    has_tcp = False
-    try:
-        async with asyncio.timeout(CONNECT_SECONDS):
-            connection, protocol = await loop.create_connection(
-                asyncio.Protocol, host, port, happy_eyeballs_delay=0.25
-            )
-            has_tcp = True
-            try:
-                if context is not None:
-                    secure = await loop.start_tls(connection, protocol, context, server_hostname=host)
-                    if secure is not None:
-                        secure.abort()
-            finally:
-                connection.abort()
-    except (OSError, UnicodeError) as error:
-        return _trouble(error, has_tcp, variable)
-    return None
-
-
-def _trouble(error: Exception, has_tcp: bool, variable: str | None) -> tuple[str, str]:
-    """What an error while connecting means, and what to do about it."""
-    address = variable or "the network, VPN or firewall"
-    plain = f"if it speaks plain HTTP, its address in {address} begins with http://" if variable else None
-    network = "look at the network, VPN or firewall; where a proxy is needed, set HTTPS_PROXY"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        remedy = "if it is a server or proxy of your own, name its CA bundle in SSL_CERT_FILE"
-        reason = error.verify_message
-        return f"shows a certificate that is not accepted: {reason}", f"{remedy}; then restart the kernel"
-    if isinstance(error, TimeoutError):
-        if has_tcp:
-            return f"accepts connections but speaks no TLS within {CONNECT_SECONDS:g} s", plain or network
-        return f"did not answer within {CONNECT_SECONDS:g} s", network
-    if isinstance(error, ssl.SSLError):
-        return f"speaks no TLS: {error.reason or error}", plain or network
-    if isinstance(error, socket.gaierror | UnicodeError):
-        return f"is not known: its name can't be resolved ({error.args[-1]})", f"look at {address}"
-    if has_tcp:
-        return f"broke the connection off: {error}", network
-    # Where a name has several addresses, asyncio puts the texts of their errors together.
-    if isinstance(error, ConnectionRefusedError) or f"[Errno {errno.ECONNREFUSED}]" in str(error):
-        remedy = f"start the server, or correct {variable}" if variable else network
-        return "refuses connections: nothing listens there", remedy
-    return f"can't be reached: {error}", network
 
 
 # -- log ---------------------------------------------------------------------------------------------

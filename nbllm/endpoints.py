@@ -19,6 +19,7 @@ from . import calls, keys, loops, tracing
 from .embeddings import Embedding, EmbeddingResponse
 from .exceptions import APIError, UnsupportedParamsError, UsageProblem, did_you_mean
 from .media import ImagesResponse, MediaUsage, Speech, Transcription, chat_usage
+from .options import Options, take_options
 from .providers import (
     PROVIDERS,
     HttpRequest,
@@ -57,7 +58,7 @@ async def aembedding(model: str, input: Any, **params: Any) -> EmbeddingResponse
         UsageProblem: A value that can't work; nothing was sent.
         APIError: The call failed.
     """
-    options = calls.take_options(params)
+    options = take_options(params)
     inputs = openai_embeddings.checked_inputs(input)
     most = GEMINI_INPUTS if str(model).startswith(("gemini/", "gemini-")) else OPENAI_INPUTS
     parts = openai_embeddings.split_inputs(inputs, most)
@@ -65,7 +66,7 @@ async def aembedding(model: str, input: Any, **params: Any) -> EmbeddingResponse
 
 
 async def _embeddings(
-    model: str, inputs: list[Any], params: Mapping[str, Any], options: calls.Options
+    model: str, inputs: list[Any], params: Mapping[str, Any], options: Options
 ) -> EmbeddingResponse:
     def translate(route: Route, added: Mapping[str, Any] | None) -> HttpRequest:
         if route.provider.dialect == "gemini":
@@ -97,7 +98,7 @@ async def aimage_generation(prompt: str, model: str = "gpt-image-1", **params: A
         UsageProblem: A value that can't work; nothing was sent.
         APIError: The call failed.
     """
-    options = calls.take_options(params)
+    options = take_options(params)
 
     def translate(route: Route, added: Mapping[str, Any] | None) -> HttpRequest:
         _needs_openais_format(route, "images")
@@ -123,7 +124,7 @@ async def aspeech(model: str, input: str, voice: str, **params: Any) -> Speech:
         UsageProblem: A value that can't work; nothing was sent.
         APIError: The call failed.
     """
-    options = calls.take_options(params)
+    options = take_options(params)
 
     def translate(route: Route, added: Mapping[str, Any] | None) -> HttpRequest:
         _needs_openais_format(route, "speech")
@@ -148,7 +149,7 @@ async def atranscription(model: str, file: Any, **params: Any) -> Transcription:
         UsageProblem: A value that can't work; nothing was sent.
         APIError: The call failed.
     """
-    options = calls.take_options(params)
+    options = take_options(params)
     name, data = openai_audio.audio_file(file)
 
     def translate(route: Route, added: Mapping[str, Any] | None) -> HttpRequest:
@@ -174,7 +175,7 @@ async def amodels(provider: str | None = None, **options: Any) -> ModelList:
         UsageProblem: No such provider.
         APIError: The one provider that was named can't be asked.
     """
-    common = calls.take_options(options)
+    common = take_options(options)
     if provider is not None:
         return await _models_of(provider, common)
     if common.api_key or common.base_url or common.extra_headers:
@@ -209,7 +210,7 @@ transcription = _twin(atranscription)
 models = _twin(amodels)
 
 
-async def _models_of(name: str, options: calls.Options) -> ModelList:
+async def _models_of(name: str, options: Options) -> ModelList:
     if not isinstance(name, str) or name not in PROVIDERS:
         raise UsageProblem(f"there is no provider {name!r}{did_you_mean(str(name), PROVIDERS)}")
 

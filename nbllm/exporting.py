@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import msgspec
 
-from . import frames, har, schema, selection, tracing
+from . import frames, har, masking, schema, selection
 from .exceptions import UsageProblem
 
 ROWS_AT_ONCE = 500
@@ -105,7 +105,7 @@ def _rows(found: list[Row], columns: Iterable[str], content: bool) -> Iterator[R
 
 
 def _masked(value: Any) -> Any:
-    return tracing.redact(value).encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    return masking.redact(value).encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 # -- formats -------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from . import tracing
+from . import masking, tracing
 from .exceptions import APIConnectionError, APIError, APIResponseValidationError, Timeout
 from .providers import Route, errors
 
@@ -26,7 +26,7 @@ def from_transport(error: BaseException, call: tracing.Call, route: Route) -> AP
         )
     else:
         reason = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
-        text = tracing.redact(str(reason) or type(error).__name__)
+        text = masking.redact(str(reason) or type(error).__name__)
         if isinstance(error, aiohttp.ClientPayloadError):
             text = f"the answer broke off: {text}"
         elif isinstance(reason, ConnectionRefusedError):
@@ -44,19 +44,19 @@ def from_transport(error: BaseException, call: tracing.Call, route: Route) -> AP
 
 def from_refusal(response: aiohttp.ClientResponse, body: bytes, call: tracing.Call, route: Route) -> APIError:
     """The error that a status of 400 or above stands for."""
-    error = errors.error_from(response.status, response.headers, body, route=route, redact=tracing.redact)
+    error = errors.error_from(response.status, response.headers, body, route=route, redact=masking.redact)
     note(call, error)
     return error
 
 
 def from_body(response: aiohttp.ClientResponse, body: bytes, call: tracing.Call, route: Route) -> APIError:
     """The error for a 200 whose body holds an error, or is not what was asked for."""
-    error = errors.error_inside(body, route=route, redact=tracing.redact)
+    error = errors.error_inside(body, route=route, redact=masking.redact)
     if error is None:
         start = " ".join(body[:120].decode("utf-8", "replace").split()) or "nothing"
         error = APIResponseValidationError(
             f"{route.base_url} answered with something that is no answer to {call.operation} "
-            f"({response.content_type}): {tracing.redact(start)}. Does the base URL end in /v1?",
+            f"({response.content_type}): {masking.redact(start)}. Does the base URL end in /v1?",
             status_code=response.status,
             model=route.asked,
             llm_provider=route.provider.name,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import tracing
+from . import masking
 
 CONTEXT_CHARACTERS = 2000
 """How much of one cell's output goes along with a prompt."""
@@ -34,7 +34,7 @@ def cells_before(shell: Any, number: int) -> str:
             cut = len(output) - CONTEXT_CHARACTERS
             shown = f"{output[:CONTEXT_CHARACTERS]}\n({cut:,} more characters)" if cut > 0 else output
             parts.append(f"Out [{count}]:\n{shown}")
-    return tracing.redact("\n\n".join(parts)) + "\n\n"  # a cell may have set a key
+    return masking.redact("\n\n".join(parts)) + "\n\n"  # a cell may have set a key
 
 
 def _output(shell: Any, count: int) -> str:

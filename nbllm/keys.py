@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from . import environment, tracing
+from . import environment, masking
 from .exceptions import UsageProblem, did_you_mean
 from .providers import PROVIDERS
 from .settings import settings
@@ -41,7 +41,7 @@ def set_key(provider: str, key: str | None = None) -> str:
             f"the key for {provider} holds a blank, a line break or another character that no key has; "
             "nothing was changed. Copy it once more"
         )
-    tracing.keep_secret(value)
+    masking.keep_secret(value)
     os.environ[variable] = value
     return variable
 
@@ -108,7 +108,7 @@ def _key_variable(provider: Any) -> str:
     with_key = [name for name, each in PROVIDERS.items() if each.key_variables]
     if provider not in with_key:
         hint = did_you_mean(str(provider), with_key) or f"; there are: {', '.join(with_key)}"
-        shown = tracing.redact(repr(provider))  # some give the key first
+        shown = masking.redact(repr(provider))  # some give the key first
         raise UsageProblem(f"no provider with a key is called {shown}{hint}")
     return PROVIDERS[provider].key_variables[0]
 

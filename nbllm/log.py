@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import lives, notices, rows, tracing
+from . import lives, masking, notices, rows, tracing
 from .kept import kept
 from .settings import Settings, on_change, settings, without_password
 
@@ -251,7 +251,7 @@ class Log:
 
         where = (self.store and self.store.place) or shown(settings().log)
         self.problems.append(
-            f"the log at {where} can't be used ({tracing.redact(stores.reason(error))}); this kernel's rows "
+            f"the log at {where} can't be used ({masking.redact(stores.reason(error))}); this kernel's rows "
             "are kept in memory until it can. nbllm.configure(log=PATH) names another place, or tries the "
             "same again"
         )

@@ -18,7 +18,7 @@ import traitlets
 from IPython.core import inputtransformer2
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 
-from . import arguments, cell_sessions, commands, notices, settings, tab, tracing
+from . import arguments, cell_sessions, commands, masking, notices, settings, tab
 from .arguments import Ask
 from .exceptions import (
     APIConnectionError,
@@ -200,7 +200,7 @@ def _short_errors() -> Iterator[None]:
         yield
     except NbllmError as error:
         text = str(error)
-        if (masked := tracing.redact(text)) != text:  # a key that stands on the magic's line
+        if (masked := masking.redact(text)) != text:  # a key that stands on the magic's line
             error.args = (masked,)
         _render_as(error, _lines(error))
         raise

@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
-from . import notices, tracing
+from . import masking, notices, tracing
 from .tracing import Record, perf_counter
 
 IDLE_BEFORE_RECHECK = 1.0
@@ -115,7 +115,7 @@ class TracedProtocol(ResponseHandler):
             if error is not None:
                 self._end(record, "error", error)
         self.connection.closed_at = time.time()
-        self.connection.close_reason = tracing.redact(self.close_reason or "closed")
+        self.connection.close_reason = masking.redact(self.close_reason or "closed")
         tracing.closed(self.connection)
 
     def _leave(self, reason: str) -> None:

@@ -20,6 +20,7 @@ from . import calls, failures, log, loops, tagging, tracing
 from .client import whole_answer
 from .exceptions import UsageProblem
 from .kept import kept
+from .options import take_options
 from .providers import HttpRequest, Route, openai, openai_responses
 from .providers.encoding import encode
 from .response_bridge import to_chat
@@ -65,7 +66,7 @@ async def aresponses(
             on those without the Responses API; nothing was sent.
         APIError: The call failed.
     """
-    options = calls.take_options(params)
+    options = take_options(params)
     if options.session_id is None and tagging.chosen_session() is None:
         options.session_id = await _session_followed(params.get("conversation"), previous_response_id)
     stream = bool(stream)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from . import costs, lives, schema, tagging, tracing
+from . import costs, lives, masking, schema, tagging, tracing
 from .notices import warn_once
 
 if TYPE_CHECKING:
@@ -214,14 +214,14 @@ def _masked(record: tracing.Record, *bodies: str | None) -> tuple[str | None, ..
     # One search through all of them spares nearly every record the others.
     try:
         together = "\n".join([*texts, *(body for body in bodies if body)])
-        if tracing.redact(together) == together:
+        if masking.redact(together) == together:
             return bodies
     except TypeError:  # the server gave something else than a text
         pass
     for name in _SAID:
         if (value := said.get(name)) is not None:
-            said[name] = tracing.redact(str(value))
-    return tuple(body and tracing.redact(body) for body in bodies)
+            said[name] = masking.redact(str(value))
+    return tuple(body and masking.redact(body) for body in bodies)
 
 
 # What servers say about the request, its limits and its cost; nothing that names a person or opens a door.

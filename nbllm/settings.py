@@ -18,7 +18,7 @@ from typing import Any
 
 import aiohttp
 
-from . import environment
+from . import environment, masking
 from .exceptions import UsageProblem, did_you_mean
 from .kept import kept
 from .notices import warn_once
@@ -35,9 +35,8 @@ _SWITCHES = {
     **dict.fromkeys(("0", "false", "no", "off"), False),
 }
 _LOG_VARIABLES = ("NBLLM_LOG_PATH", "NBLLM_LOG_URL")  # the later one holds
-# What goes by a key's name, or begins like one: neither is shown.
+# What goes by a key's name is not shown.
 _KEY_NAME = re.compile(r"(key|secret|password|credential)s?$|token$", re.IGNORECASE)
-_KEY_VALUE = re.compile(r"\b(sk-|gsk_|xai-)[A-Za-z0-9_\-]{16}|\bAIza[A-Za-z0-9_\-]{20}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +238,7 @@ def _log_of_project(value: str, folder: str) -> str | None:
 
 def _usable(name: str, value: Any, source: str, where: str) -> dict[str, tuple[Any, str]]:
     """The setting with its source, or nothing but a warning where it can't be used."""
-    if (name not in _FIELDS and _KEY_NAME.search(name)) or _KEY_VALUE.search(repr(value)):
+    if (name not in _FIELDS and _KEY_NAME.search(name)) or masking.redact(said := repr(value)) != said:
         warn_once(
             f"{where}: {name} is, or looks like, a key, and does not count: a key goes into the provider's "
             "variable, such as OPENAI_API_KEY, of the environment or of a .env file that is not shared"

@@ -17,7 +17,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from . import schema, tracing
+from . import masking, schema
 from .settings import without_password
 
 LOCKED_SECONDS = 5.0
@@ -183,7 +183,7 @@ class PostgreSQL(Store):
     def __init__(self, url: str) -> None:
         parsed = sa.make_url(url).set(drivername="postgresql+psycopg")
         for secret in (parsed.password, parsed.query.get("password")):
-            tracing.keep_secret(secret if isinstance(secret, str) else None)
+            masking.keep_secret(secret if isinstance(secret, str) else None)
         # A server that is there, and says nothing, must not hold up the cells for longer than a lock.
         silence = {"connect_timeout": int(LOCKED_SECONDS), "tcp_user_timeout": int(LOCKED_SECONDS * 1000)}
         alive = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}

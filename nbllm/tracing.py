@@ -1,7 +1,7 @@
 """The life of a request record: begun when a request asks for a connection, ended exactly once.
 
 Owns `Record` (one HTTP attempt), `Call` (what a verb knows about its attempts), `Connection`, the
-registry of those alive, the subscribers that receive what has ended, and redaction. Knows nothing of
+registry of those alive, and the subscribers that receive what has ended. Knows nothing of
 aiohttp or of the log: `protocol` feeds it, `log` subscribes.
 
 Times of phases are HAR's (HTTP Archive 1.2, "timings"): blocked + dns + connect + send + wait + receive
@@ -12,13 +12,12 @@ GenAI names where one exists.
 from __future__ import annotations
 
 import itertools
-import re
 import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
-from . import tagging
+from . import masking, tagging
 from .kept import kept
 from .notices import warn_once
 
@@ -228,7 +227,6 @@ class _State:
         self.on_connection: list[Callable[[Connection, bool], None]] = []
         self.running: set[Record] = set()
         self.connections: dict[str, Connection] = {}
-        self.secrets: tuple[str, ...] = ()
         self.call_numbers = itertools.count(1)
         self.request_numbers = itertools.count(1)
         self.connection_numbers = itertools.count(1)
@@ -398,7 +396,7 @@ _TOO_DEAR = 1e9
 def set_error(record: Record, error: BaseException, kind: str | None = None) -> None:
     """Note an error on the record, with keys masked."""
     record.error_type = kind or type(error).__name__
-    record.error_message = redact(str(error) or type(error).__name__)[:2000]
+    record.error_message = masking.redact(str(error) or type(error).__name__)[:2000]
 
 
 def opened(connection: Connection) -> None:
@@ -424,34 +422,6 @@ def _tell_connection(connection: Connection, is_open: bool) -> None:
             subscriber(connection, is_open)
         except Exception as error:
             warn_once(f"a connection's record could not be kept: {error!r}")
-
-
-_KEY_PATTERN = re.compile(
-    r"\b(sk-[A-Za-z0-9_\-]{8,}|AIza[A-Za-z0-9_\-]{20,}|gsk_[A-Za-z0-9]{16,}|xai-[A-Za-z0-9]{16,})"
-    # With a digit or "=", or long: "Basic understanding" is no credential.
-    r"|\b([Bb]earer|[Bb]asic)\s+(?=\S*[0-9=]|\S{20})[A-Za-z0-9._~+/=\-]{8,}",
-)
-# Looking for these first spares nearly every text the pattern, which takes twenty times as long; and one
-# character is found, or not, ten times as fast as several.
-_KEY_MARKS = (("-", "sk-"), ("z", "AIza"), ("_", "gsk_"), ("x", "xai-"), ("e", "earer"), ("a", "asic"))
-
-
-def keep_secret(value: str | None) -> None:
-    """Have `value` (a key) masked wherever nbllm writes text."""
-    if value and len(value) >= 6 and value not in _state.secrets:
-        # The longest first, since one key may begin as another. A new tuple: other threads read this one.
-        _state.secrets = tuple(sorted({*_state.secrets, value}, key=len, reverse=True))
-
-
-def redact(text: str) -> str:
-    """`text` with known keys, and what looks like one, masked."""
-    for secret in _state.secrets:
-        if secret in text:
-            text = text.replace(secret, "[key]")
-    for character, mark in _KEY_MARKS:
-        if character in text and mark in text:
-            return _KEY_PATTERN.sub(lambda m: f"{m[2]} [key]" if m[2] else "[key]", text)
-    return text
 
 
 def after_fork() -> None:

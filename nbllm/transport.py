@@ -73,7 +73,7 @@ class Pool:
             limit=values.limit,
             limit_per_host=values.limit_per_host,
             keepalive_timeout=values.keepalive_timeout,
-            ssl=_ssl_context() or True,
+            ssl=ssl_context() or True,
         )
         protocol.watch(connector)
         return connector
@@ -403,8 +403,12 @@ def _close_with_multiprocessing(state: _State) -> None:
     sys.modules["multiprocessing.util"].Finalize(None, close_at_exit, exitpriority=0)
 
 
-def _ssl_context() -> ssl.SSLContext | None:
-    # aiohttp makes its context at import; a bundle that the environment names is honoured here, once.
+def ssl_context() -> ssl.SSLContext | None:
+    """What the CA bundle that the environment names makes; None where it names none, for aiohttp's own.
+
+    Raises:
+        UsageProblem: The bundle can't be used.
+    """
     for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         if path := os.environ.get(name):
             is_folder = os.path.isdir(path)
@@ -417,23 +421,32 @@ def _ssl_context() -> ssl.SSLContext | None:
     return None
 
 
+def environment_proxy(scheme: str, host: str) -> URL | None:
+    """The proxy of the environment that requests to a host go through; it may hold a password.
+
+    Raises:
+        UsageProblem: It is no URL.
+    """
+    proxies = urllib.request.getproxies()
+    found = proxies.get(scheme) or proxies.get("all")
+    if not found or _is_loopback(host) or urllib.request.proxy_bypass(host):
+        return None
+    try:
+        return URL(found if "://" in found else f"http://{found}")
+    except ValueError:  # whose text may quote the password
+        raise UsageProblem(f"the environment's proxy for {scheme} is not like http://host:port") from None
+
+
 def _proxy_middlewares() -> tuple[Any, ...]:
     proxies = urllib.request.getproxies()
     if not any(proxies.get(scheme) for scheme in ("http", "https", "all")):
         return ()
-
-    @functools.lru_cache(maxsize=256)
-    def proxy_for(scheme: str, host: str) -> tuple[URL, aiohttp.BasicAuth | None] | None:
-        found = proxies.get(scheme) or proxies.get("all")
-        if not found or _is_loopback(host) or urllib.request.proxy_bypass(host):
-            return None
-        url = URL(found if "://" in found else f"http://{found}")
-        auth = aiohttp.BasicAuth(url.user, url.password or "") if url.user else None
-        return url.with_user(None), auth
+    proxy_for = functools.lru_cache(maxsize=256)(environment_proxy)  # resolved once per host
 
     async def through_proxy(request: aiohttp.ClientRequest, handler: Any) -> Any:
-        if request.proxy is None and (found := proxy_for(request.url.scheme, request.url.host or "")):
-            request.update_proxy(found[0], found[1], None)
+        if request.proxy is None and (url := proxy_for(request.url.scheme, request.url.host or "")):
+            auth = aiohttp.BasicAuth(url.user, url.password or "") if url.user else None
+            request.update_proxy(url.with_user(None), auth, None)
         return await handler(request)
 
     return (through_proxy,)

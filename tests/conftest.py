@@ -24,6 +24,7 @@ from nbllm import (
     limits,
     log,
     loops,
+    masking,
     notices,
     responding,
     settings,
@@ -69,7 +70,7 @@ def _reset() -> None:
     notices.reset()
     settings.reset()
     limits._state.budgets.clear()
-    tracing._state.secrets = type(tracing._state.secrets)()
+    masking._state.secrets = type(masking._state.secrets)()
     conversation._state.conversations.clear()
     responding._state.sessions.clear()
     costs._state.own.clear()

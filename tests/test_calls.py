@@ -22,7 +22,8 @@ import pytest
 from aiohttp.http_parser import HAS_BROTLI
 
 import nbllm
-from nbllm import calls, limits, loops, retries, settings, tracing
+from nbllm import limits, loops, retries, settings, tracing
+from nbllm.options import Options
 from nbllm.providers import PROVIDERS
 from tests.providers_server import FORMATS, MP3, RETRY_MS, TEXT, WORDS, ProvidersServer, key_of
 from tests.rows import connection_rows, only_row, request_rows, until
@@ -863,7 +864,7 @@ async def test_locals_in_a_verbose_traceback_show_no_key(server: ProvidersServer
         repr(value)
         for frame, _ in traceback.walk_tb(caught.value.__traceback__)
         for value in frame.f_locals.values()
-        if isinstance(value, calls.Options)
+        if isinstance(value, Options)
     ]
     assert taken
     assert [key for key in KEYS if key in repr(taken)] == []

@@ -22,7 +22,7 @@ import pytest
 import trustme
 
 import nbllm
-from nbllm import diagnosis, frames, log, loops, protocol, tracing, transport
+from nbllm import diagnosis, frames, log, loops, protocol, reachability, tracing, transport
 from nbllm.diagnosis import Check, Diagnosis, adoctor, doctor
 from nbllm.servers.demo import DemoServer
 from tests.rows import connection_rows, request_rows
@@ -84,7 +84,7 @@ async def test_a_check_that_fails_is_a_problem(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setattr(frames, "requests", broken)
-    monkeypatch.setattr(transport, "_ssl_context", broken)
+    monkeypatch.setattr(transport, "ssl_context", broken)
     found = await adoctor()
     assert not found.ok
     for name in ("connections", "settings", "endpoint openai"):
@@ -237,7 +237,7 @@ def silent_port() -> Iterator[int]:
 
 
 async def test_servers_that_never_answer_are_waited_for_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnosis, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(reachability, "CONNECT_SECONDS", 1.0)
     loop = asyncio.get_running_loop()
     with silent_port() as silent, full_backlog() as full:
         monkeypatch.setenv("OPENAI_BASE_URL", f"https://127.0.0.1:{silent}/v1")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import nbllm
-from nbllm import tracing
+from nbllm import masking
 from nbllm.environment import use_folder
 from nbllm.keys import configured_providers, default_model, demo_hint, key_variables, set_key, set_variable
 from nbllm.providers import PROVIDERS, resolve
@@ -25,7 +25,7 @@ def test_a_key_is_set_for_this_process_and_masked() -> None:
     assert set_key("gemini", f" {KEY}\n") == "GEMINI_API_KEY"
     assert os.environ["GEMINI_API_KEY"] == KEY
     assert resolve("gemini/x").api_key == KEY
-    assert tracing.redact(f"x {KEY} y") == "x [key] y"
+    assert masking.redact(f"x {KEY} y") == "x [key] y"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .. import tracing
+from .. import masking
 from ..contents import answer_of, messages_of
 
 Row = Mapping[str, Any]
@@ -101,11 +101,11 @@ def attributes(row: Row) -> dict[str, Any]:
         if (ttft_ms := row.get("ttft_ms")) is not None:
             found["gen_ai.response.time_to_first_chunk"] = ttft_ms / 1e3
     if (reason := row.get("finish_reason")) is not None:
-        found["gen_ai.response.finish_reasons"] = (tracing.redact(reason),)
+        found["gen_ai.response.finish_reasons"] = (masking.redact(reason),)
     if (attempt := row.get("attempt") or 1) > 1:
         found["http.request.resend_count"] = attempt - 1
     return {
-        name: tracing.redact(value) if isinstance(value, str) else value
+        name: masking.redact(value) if isinstance(value, str) else value
         for name, value in found.items()
         if value is not None
     }
@@ -125,7 +125,7 @@ def messages(request: str | None, response: str | None, finish_reason: str | Non
     if (answer := answer_of(response)) is not None:
         said = _message(answer) | ({"finish_reason": finish_reason} if finish_reason else {})
         found["gen_ai.output.messages"] = [said]
-    return {name: tracing.redact(json.dumps(value, ensure_ascii=False)) for name, value in found.items()}
+    return {name: masking.redact(json.dumps(value, ensure_ascii=False)) for name, value in found.items()}
 
 
 def _operation(row: Row) -> str | None:

@@ -17,7 +17,7 @@ import threading
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from .. import costs, environment, schema, selection, tagging, tracing
+from .. import costs, environment, masking, schema, selection, tagging, tracing
 from ..exceptions import UsageProblem
 from ..kept import kept
 from ..notices import warn_once
@@ -226,7 +226,7 @@ def _make_span(
     from opentelemetry.trace import SpanKind, StatusCode
 
     span = tracer.start_span(
-        tracing.redact(genai.span_name(row)),
+        masking.redact(genai.span_name(row)),
         context=Context() if context is None else context,
         kind=SpanKind.CLIENT,
         attributes=genai.attributes(row),
@@ -235,7 +235,7 @@ def _make_span(
     if span.is_recording():
         span.set_attributes(genai.messages(*bodies, row["finish_reason"]))
     if row["status"] == "error":
-        span.set_status(StatusCode.ERROR, tracing.redact(row["error_message"] or ""))
+        span.set_status(StatusCode.ERROR, masking.redact(row["error_message"] or ""))
     span.end(_nanoseconds(row["ended_at"] or row["started_at"]))
 
 
