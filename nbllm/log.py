@@ -191,7 +191,7 @@ class Log:
                     break
                 if store.is_gone(error):
                     self._begin_again()
-                elif attempt == 3 or "locked" not in str(error):
+                elif attempt == 3 or not store.is_passing(error):
                     self._go_on_in_memory(error)
         else:
             batch.write(self._open(), again=True)

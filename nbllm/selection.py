@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import numbers
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from .exceptions import UsageProblem
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-LONGEST = 10_000
-"""How long a text may be that is looked for."""
+LONGEST = 4_000
+"""How long a text may be that is looked for: JSON may have twelve bytes for a character, and SQLite takes
+patterns of 50,000."""
 
 Since = str | datetime.timedelta | datetime.date | None
 
@@ -65,11 +67,11 @@ class Selection:
         for name in ("session", "notebook", "model", "search", "owner"):
             if not isinstance(value := getattr(self, name), str | None):
                 raise UsageProblem(f"{name} must be a text; got {value!r}")
-            if value is not None and len(value) > LONGEST:  # SQLite takes no longer pattern either
+            if value is not None and len(value) > LONGEST:
                 raise UsageProblem(f"{name} must have {LONGEST:,} characters at most; got {len(value):,}")
         cell = self.cell
-        if isinstance(cell, int) and not isinstance(cell, bool):
-            is_usable = 0 <= cell < 1 << 31
+        if isinstance(cell, numbers.Integral) and not isinstance(cell, bool):  # numpy's too, from a frame
+            is_usable = 0 <= int(cell) < 1 << 31
         else:
             is_usable = cell is None or (isinstance(cell, str) and len(cell) <= LONGEST)
         if not is_usable:
@@ -97,15 +99,22 @@ class Selection:
         if self.errors:
             conditions.append("status = 'error'")
         if self.cell is not None:
-            conditions.append("execution_count = :cell" if isinstance(self.cell, int) else "cell_id = :cell")
-            values["cell"] = self.cell
+            is_id = isinstance(self.cell, str)
+            conditions.append("cell_id = :cell" if is_id else "execution_count = :cell")
+            values["cell"] = self.cell if is_id else int(self.cell)
         if self.search:
             like = 'COLLATE "C" ILIKE' if is_postgres else "LIKE"  # ASCII's capitals alone, as in SQLite
-            said = f"request {like} :said ESCAPE '!' OR response {like} :said ESCAPE '!'"
+            # Answers are kept as they came, and the JSON of some servers has only ASCII.
+            said = " OR ".join(
+                f"{body} {like} :{form} ESCAPE '!'"
+                for body in ("request", "response")
+                for form in ("said", "escaped")
+            )
             found = f"id IN (SELECT id FROM contents WHERE {said})"
             conditions.append(f"({found} OR error_message {like} :text ESCAPE '!')")
             values["text"] = _pattern(self.search)
             values["said"] = _pattern(json.dumps(self.search, ensure_ascii=False)[1:-1])
+            values["escaped"] = _pattern(json.dumps(self.search)[1:-1])
         if self.latest:
             conditions.append(f"(run_id IS NULL OR run_id IN ({_LATEST.format(scope=scope)}))")
         return " AND ".join(conditions), values
@@ -121,20 +130,26 @@ class Selection:
             conditions.append("started_at >= :since")
             values["since"] = moment(self.since)
         if self.notebook is not None:
-            named = "notebook = :notebook OR notebook LIKE :end ESCAPE '!'"
-            conditions.append(f"kernel_id IN (SELECT kernel_id FROM kernels WHERE {named})")
-            values |= {"notebook": self.notebook, "end": f"%/{_escaped(self.notebook)}"}
+            # Not by LIKE, which minds capitals in PostgreSQL only. On Windows paths have backslashes.
+            ends = "substr(replace(notebook, '\\', '/'), length(notebook) + 1 - :length) = :end"
+            named = f"SELECT kernel_id FROM kernels WHERE notebook = :notebook OR {ends}"
+            conditions.append(f"kernel_id IN ({named})")
+            end = "/" + self.notebook.replace("\\", "/")
+            values |= {"notebook": self.notebook, "end": end, "length": len(end)}
         return " AND ".join(conditions) or "1 = 1", values
 
 
-# Of each cell the run that began last. Where the front end doesn't name cells, In[3] of two kernels are two.
+# Of each cell the run that began last. The cells of a notebook and of its copy bear the same ids; where the
+# front end doesn't name cells, In[3] of two kernels are two; and what has no cell is no cell's last run.
 _LATEST = """
     SELECT run_id FROM (
-        SELECT run_id, row_number() OVER (PARTITION BY cell ORDER BY began DESC) AS age
+        SELECT run_id, row_number() OVER (PARTITION BY owner, notebook, cell ORDER BY began DESC) AS age
         FROM (
-            SELECT run_id, min(started_at) AS began,
-                CASE WHEN cell_id LIKE 'In[%' THEN kernel_id || cell_id ELSE cell_id END AS cell
-            FROM requests WHERE {scope} AND run_id IS NOT NULL GROUP BY run_id, cell
+            SELECT run_id, owner, min(started_at) AS began,
+                (SELECT notebook FROM kernels WHERE kernels.kernel_id = requests.kernel_id) AS notebook,
+                CASE WHEN cell_id IS NULL THEN run_id
+                    WHEN cell_id LIKE 'In[%' THEN kernel_id || cell_id ELSE cell_id END AS cell
+            FROM requests WHERE {scope} AND run_id IS NOT NULL GROUP BY run_id, owner, kernel_id, cell
         ) AS runs
     ) AS ages WHERE age = 1"""
 
@@ -193,6 +208,14 @@ def read_requests(selection: Selection) -> list[tuple[Any, ...]]:
         selection,
         lambda where, _: f"SELECT {names}, {notebook} FROM requests WHERE {where} ORDER BY started_at, id",
     )
+
+
+def session_ids(**filters: Any) -> list[str]:
+    """The sessions of the requests that `Selection` means."""
+    found = read(
+        Selection(**filters), lambda where, _: f"SELECT DISTINCT session_id FROM requests WHERE {where}"
+    )
+    return [row[0] for row in found]
 
 
 def contents(ids: Sequence[int]) -> dict[int, tuple[str | None, str | None]]:

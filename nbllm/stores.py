@@ -71,6 +71,10 @@ class Store(abc.ABC):
         """Whether the database failed (locked, full, damaged, gone), and not a value that it refuses."""
 
     @abc.abstractmethod
+    def is_passing(self, error: Exception) -> bool:
+        """Whether the same may work in a moment: others are at work in the database."""
+
+    @abc.abstractmethod
     def is_gone(self, error: Exception) -> bool:
         """Whether the database must be opened anew: the file is damaged, or the server's connection lost."""
 
@@ -137,7 +141,7 @@ class SQLite(Store):
             run(f"PRAGMA journal_mode = {mode}")
         except sa.exc.OperationalError as error:
             # Other kernels, with a newer SQLite, have it in WAL mode: that is theirs to change.
-            if "locked" not in str(error) or run("PRAGMA journal_mode").scalar() != "wal":
+            if not self.is_passing(error) or run("PRAGMA journal_mode").scalar() != "wal":
                 raise
         run(f"PRAGMA synchronous = {'NORMAL' if mode == 'WAL' else 'FULL'}")
 
@@ -149,6 +153,9 @@ class SQLite(Store):
         import sqlite3
 
         return type(getattr(error, "orig", error)) in (sqlite3.OperationalError, sqlite3.DatabaseError)
+
+    def is_passing(self, error: Exception) -> bool:
+        return "locked" in str(error)
 
     def is_gone(self, error: Exception) -> bool:
         return self.place is not None and _is_damage(error)
@@ -171,7 +178,7 @@ class SQLite(Store):
                 run("PRAGMA journal_mode = DELETE").close()
                 run("PRAGMA journal_mode = PERSIST").close()
         except sa.exc.OperationalError as error:  # other kernels are at work in it; the rows are gone
-            if "locked" not in str(error):
+            if not self.is_passing(error):
                 raise
 
 
@@ -198,6 +205,7 @@ class PostgreSQL(Store):
             except sa.exc.IntegrityError:  # another kernel was as quick
                 pass
         run("SET search_path TO nbllm")
+        run(f"SET lock_timeout TO {int(LOCKED_SECONDS * 1000)}")
 
     def _begin(self, alone: bool = False) -> None:
         self.connection.exec_driver_sql("BEGIN")
@@ -215,6 +223,10 @@ class PostgreSQL(Store):
 
     def erase(self, shrink: bool) -> None:
         pass  # the server's own autovacuum does it
+
+    def is_passing(self, error: Exception) -> bool:
+        state = getattr(getattr(error, "orig", error), "sqlstate", None) or ""
+        return state.startswith("40") or state == "55P03"  # a deadlock, or a lock that stayed
 
     def is_gone(self, error: Exception) -> bool:
         return bool(self.raw.closed or self.raw.broken)
@@ -270,8 +282,8 @@ def _put_aside(path: str, file: tuple[int, int] | None, tell: Callable[[str], No
     if file is None or _identity(path) != file:
         return  # another kernel has found it damaged too, and was as quick
     aside = f"{path}.corrupt-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    os.replace(path, aside)
-    for end in ("-journal", "-wal", "-shm"):
+    # The database last: another kernel would take a new one beside the old one's journal for damaged too.
+    for end in ("-journal", "-wal", "-shm", ""):
         if os.path.exists(path + end):
             os.replace(path + end, aside + end)
     tell(f"the log at {path} was damaged: it is kept as {aside}, and a new one was begun")

@@ -49,7 +49,7 @@ def transcript(session_id: str | None = None) -> Transcript:
     mine: dict[str, Any] = {"kernel": "all", "owner": tagging.owner()}
     rows = selection.request_rows(session=name, **mine)
     if not rows and name != tagging.current_session():
-        known = {row["session_id"] for row in selection.request_rows(**mine)}
+        known = selection.session_ids(**mine)
         hint = did_you_mean(name, known) or "; nbllm.sessions(kernel='all') tells those that there are"
         raise UsageProblem(f"there is no session {name!r} in the log{hint}")
     turns = turns_of(rows, selection.contents([row["id"] for row in rows]))
