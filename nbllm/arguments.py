@@ -16,9 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .exceptions import UsageProblem, did_you_mean
-
-FORMATS = ("md", "text", "json", "code", "html")
-"""How an answer may be shown."""
+from .settings import CHOICES
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,13 @@ OPTIONS = (
     Option("models", ("-m", "--model"), "MODEL", "as MODEL after %%llm; for %llm the only way", repeats=True),
     Option("session", ("-s", "--session"), "SESSION", "the conversation that this goes on with"),
     Option("output", ("-o", "--output"), "VAR", "store the answer in this variable, and show it"),
-    Option("format", ("-f", "--format"), "FORMAT", "how to show it: md, text, json, code, html", FORMATS),
+    Option(
+        "format",
+        ("-f", "--format"),
+        "FORMAT",
+        "how to show it: md, text, json, code, html",
+        CHOICES["format"],
+    ),
     Option("system", ("--system",), "TEXT", "the system message; {{name}} works here too"),
     Option(
         "params",
@@ -79,7 +83,7 @@ class Ask:
         models: Model strings; several answer side by side.
         session: Session id.
         output: Name of the variable for the answer.
-        format: One of `FORMATS`.
+        format: One of the setting's.
         system: System message, with its `{{…}}` still in it.
         params: Further parameters of `acompletion`.
         images: Paths, URLs or names of variables.

@@ -159,7 +159,7 @@ def register(shell: Any) -> None:
         ours = NbLLM(shell)
     for name in ("llm", "session"):
         for kind, sign in (("line", "%"), ("cell", "%%")):
-            owner = _owner(manager.magics[kind].get(name))
+            owner = tab.owner(manager.magics[kind].get(name))
             if owner in (None, __name__):
                 ours.magics[kind][name] = getattr(ours, name)
             else:
@@ -243,14 +243,6 @@ def _remedy(error: NbllmError, text: str) -> str | None:
     if getattr(error, "request", None) is None or "%nbllm" in text:
         return None
     return next((remedy for kind, remedy in _REMEDIES if isinstance(error, kind)), None)
-
-
-def _owner(magic: Any) -> str | None:
-    """The module that a magic comes from; None where there is no such magic."""
-    if magic is None:
-        return None
-    owner = type(magic.__self__) if hasattr(magic, "__self__") else magic
-    return getattr(owner, "__module__", None) or repr(owner)
 
 
 class _LlmLine(inputtransformer2.EscapedCommand):

@@ -51,13 +51,17 @@ def _matcher(shell: Any) -> Callable[[CompletionContext], SimpleMatcherResult]:
     return matcher
 
 
+def owner(magic: Any) -> str | None:
+    """The module that a magic comes from; None where there is no such magic."""
+    if magic is None:
+        return None
+    made_by = type(magic.__self__) if hasattr(magic, "__self__") else magic
+    return getattr(made_by, "__module__", None) or repr(made_by)
+
+
 def _ours(shell: Any, names: Iterable[str]) -> set[str]:
     """Those of our magics that the shell has; another package may have an `%%llm` of its own."""
-    ours = set()
-    for name in names:
-        kind = "cell" if name.startswith("%%") else "line"
-        magic = shell.magics_manager.magics[kind].get(name.lstrip("%"))
-        owner = type(magic.__self__) if hasattr(magic, "__self__") else magic
-        if str(getattr(owner, "__module__", "")).partition(".")[0] == __package__:
-            ours.add(name)
-    return ours
+    kinds = {name: "cell" if name.startswith("%%") else "line" for name in names}
+    magics = shell.magics_manager.magics
+    owners = {name: owner(magics[kind].get(name.lstrip("%"))) for name, kind in kinds.items()}
+    return {name for name, module in owners.items() if (module or "").partition(".")[0] == __package__}
