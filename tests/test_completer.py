@@ -17,7 +17,7 @@ from traitlets.config import Config
 
 import nbllm
 from nbllm import completer, log, magics, settings, tab, tagging
-from nbllm.arguments import FORMATS, OPTIONS
+from nbllm.arguments import OPTIONS
 from nbllm.commands import COMMANDS
 from nbllm.completer import completions
 from nbllm.providers import PROVIDERS
@@ -147,7 +147,7 @@ def test_a_session_has_one_name() -> None:
 
 def test_the_forms_of_an_answer() -> None:
     for text in ("%%llm -f ", "%%llm gpt-4o --format=", "%llm -f "):
-        assert offered(text) == list(FORMATS)
+        assert offered(text) == list(settings.CHOICES["format"])
     assert offered("%%llm -f j") == ["json"]
 
 
