@@ -1,6 +1,6 @@
-"""Write the tables of docs/magics.md from the code: `python -m docs.tables`.
+"""Write the tables of docs/magics.md and docs/log.md that stand in the code: `python -m docs.tables`.
 
-What the magics take and do stands in one place, the code; `tests/test_docs.py` fails where the page differs.
+What the code says stands in one place, the code; `tests/test_docs.py` fails where a page differs.
 """
 
 from __future__ import annotations
@@ -11,24 +11,26 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nbllm.arguments import OPTIONS
+from nbllm.bridges.genai import ATTRIBUTES
 from nbllm.commands import COMMANDS
 from nbllm.settings import Settings, help_of
 
-PAGE = Path(__file__).parent / "magics.md"
+FOLDER = Path(__file__).parent
 
 
-def page(text: str) -> str:
+def page(name: str) -> str:
     """The page with its tables as the code has them now."""
-    tables = {"options": _options(), "commands": _commands(), "settings": _settings()}
-    for name, table in tables.items():
+    text = (FOLDER / name).read_text()
+    for table, write in PAGES[name].items():
+        written = write()
         text, count = re.subn(
-            rf"(<!-- {name}: [^\n]*-->\n).*?(<!-- end -->)",
-            lambda match, table=table: f"{match[1]}{table}{match[2]}",  # type: ignore[misc]
+            rf"(<!-- {table}: [^\n]*-->\n).*?(<!-- end -->)",
+            lambda match, written=written: f"{match[1]}{written}{match[2]}",  # type: ignore[misc]
             text,
             flags=re.DOTALL,
         )
         if count != 1:
-            raise ValueError(f"docs/magics.md has {count} places for the {name}")
+            raise ValueError(f"docs/{name} has {count} places for the {table}")
     return text
 
 
@@ -54,10 +56,21 @@ def _settings() -> str:
     return _table(("setting", "meaning"), rows)
 
 
+def _attributes() -> str:
+    rows = [(f"`{column}`", f"`{attribute}`") for column, attribute in ATTRIBUTES.items()]
+    return _table(("column", "attribute"), rows)
+
+
 def _table(head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *rows)]
     return "\n".join([lines[0], "|---|---|", *lines[1:]]) + "\n"
 
 
+PAGES = {
+    "magics.md": {"options": _options, "commands": _commands, "settings": _settings},
+    "log.md": {"attributes": _attributes},
+}
+
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text()))
+    for name in PAGES:
+        (FOLDER / name).write_text(page(name))
