@@ -25,7 +25,7 @@ from .providers import HttpRequest, Route, openai, openai_responses
 from .providers.encoding import encode
 from .response_bridge import to_chat
 from .response_events import ChunkEvents
-from .response_output import assistant_message, from_chat
+from .response_output import assistant_message, finish_reason, from_chat
 from .response_types import Response, ResponseEvent, chat_usage
 from .streaming import CompletionStream, EventStream
 from .types import ChatCompletion, mimebundle, parse
@@ -146,6 +146,7 @@ async def _whole(call: tracing.Call, response: aiohttp.ClientResponse, route: Ro
     if (record := call.record) is not None:
         if record.content is not None:
             record.response_content = body
+        record.finish_reason = finish_reason(answer)
         tracing.note_answer(record, answer.id, answer.model, chat_usage(answer.usage))
         answer.__dict__["_request"] = record
     return answer
@@ -192,6 +193,7 @@ class ResponseStream(EventStream[ResponseEvent]):
     def _note_answer(self, record: tracing.Record) -> None:
         answer = self._assembly.response
         _keep_session(answer.id, record.session_id)
+        record.finish_reason = finish_reason(answer)
         tracing.note_answer(record, answer.id, answer.model, chat_usage(answer.usage))
         if record.content is not None and self._assembly.count:
             record.response_content = encode(answer.model_dump(exclude_none=True))

@@ -50,6 +50,16 @@ def from_chat(
     )
 
 
+def finish_reason(response: Response) -> str | None:
+    """Why a response ended, in the words of chat completions; None where it did not come to an end."""
+    if response.status == "incomplete":
+        reason = response.incomplete_details.reason if response.incomplete_details else None
+        return next((ours for ours, theirs in _REASONS.items() if theirs == reason), reason)
+    if response.status != "completed":
+        return None
+    return "tool_calls" if any(item.type == "function_call" for item in response.output) else "stop"
+
+
 class ItemIds:
     """The ids of a response's items, which a stream needs before it knows them all."""
 

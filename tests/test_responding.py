@@ -260,3 +260,30 @@ nbllm.completion("demo/fast", "Hi", api_key="sk-never-shown")
     (line,) = done.stderr.splitlines()
     assert line.startswith("nbllm: chat demo/fast: HTTP session ")
     assert line.endswith(" reused")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({}, "stop"),
+        ({"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}, "length"),
+        ({"status": "incomplete", "incomplete_details": {"reason": "new_one"}}, "new_one"),
+        ({"status": "incomplete"}, None),
+        (
+            {"output": [{"type": "function_call", "name": "f", "arguments": "{}", "call_id": "1"}]},
+            "tool_calls",
+        ),
+    ],
+)
+async def test_a_row_tells_why_a_response_ended(
+    api: Api, changed: dict[str, Any], reason: str | None, stream: bool
+) -> None:
+    api.whole = {**WHOLE, **changed}
+    end = {"incomplete": "response.incomplete"}.get(str(changed.get("status")), "response.completed")
+    api.events = [*EVENTS[:-1], {"type": end, "response": api.whole}]
+    answer = await nbllm.aresponses("Hi", "openai/gpt-5.4", stream=stream)
+    if stream:
+        async for _ in answer:
+            pass
+    assert only_row().finish_reason == reason

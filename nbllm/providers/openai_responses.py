@@ -72,7 +72,11 @@ def responses_request(
     body: dict[str, Any] = {"model": route.model, "input": given, **sent}
     if stream:
         body["stream"] = True
-    return HttpRequest(route.url("responses"), encode(body), route.headers, encode(sent) if sent else None)
+    kept = {name: value for name, value in sent.items() if name not in _SAID}
+    return HttpRequest(route.url("responses"), encode(body), route.headers, encode(kept) if kept else None)
+
+
+_SAID = ("input", "instructions", "prompt")  # what the log keeps as content, or not at all
 
 
 def _refuse_misnamed(name: str) -> None:
