@@ -7,6 +7,7 @@ Owns `Question` (one prompt, ready to be sent to one or several models), and `An
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -307,6 +308,17 @@ def ask(
     )
 
 
+_chats: weakref.WeakSet[Chat] = weakref.WeakSet()
+
+
+def rename_session(old: str, new: str) -> None:
+    """Have the conversation of a session, and the `Chat`s about it, go on under its new id."""
+    conversation.rename(old, new)
+    for chat in _chats:
+        if chat.session_id == old:
+            chat.session_id = new
+
+
 class Chat:
     """A conversation, to be looked at and gone on with.
 
@@ -327,6 +339,7 @@ class Chat:
         )
         self.model = model
         self._params = params
+        _chats.add(self)
 
     async def aask(self, prompt: Any, model: str | None = None, **params: Any) -> Answer:
         """Ask, within this conversation; arguments, result and errors as `nbllm.aask`."""

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from .diagnosis import Diagnosis
     from .transcripts import Transcript
 
+
+WIDEST = 40
+"""How many characters of a command's arguments may stand beside its help; it goes below longer ones."""
 
 MODELS_SECONDS = 10
 """How long `%nbllm models` waits for a provider."""
@@ -52,8 +56,11 @@ def help_text() -> str:
     """The commands, one per line, for a docstring."""
     rows = [("", "model, session, HTTP session, spend and log, in one screen")]
     rows += [(f" {name} {command.argument}".rstrip(), command.help) for name, command in COMMANDS.items()]
-    width = max(len(left) for left, _ in rows)
-    return "\n".join(f"  %nbllm{left:<{width}}  {right}" for left, right in rows)
+    width = max(len(left) for left, _ in rows if len(left) < WIDEST)
+    wraps = f"\n{' ' * (width + 10)}"
+    return "\n".join(
+        f"  %nbllm{left:<{width}}{'  ' if len(left) <= width else wraps}{right}" for left, right in rows
+    )
 
 
 # -- status ----------------------------------------------------------------------------------------
@@ -110,8 +117,8 @@ def _count(number: int, noun: str) -> str:
 # What the frames of %nbllm show of the many columns; a column in which nothing stands is left out.
 SHOWN: dict[str, str] = {
     "sessions": (
-        "session_id requests errors cancelled incomplete running cells models input_tokens output_tokens "
-        "cost_usd duration_ms connections_opened reuse_ratio"
+        "session_id owner tags requests errors cancelled incomplete running cells models input_tokens "
+        "output_tokens cost_usd duration_ms connections_opened reuse_ratio"
     ),
     "requests": (
         "execution_count session_id request_model status error_type input_tokens output_tokens cost_usd "
@@ -124,35 +131,40 @@ SHOWN: dict[str, str] = {
 }
 
 
-def _sessions(_: str) -> pd.DataFrame:
-    return _shown("sessions", frames.sessions())
+def _frame(name: str, value: str) -> pd.DataFrame:
+    """The frame of the function called `name`, whose arguments are options here."""
+    import inspect
 
-
-def _requests(value: str) -> pd.DataFrame:
-    session, errors = None, False
+    function: Callable[..., pd.DataFrame] = getattr(frames, name)
+    defaults = {f"--{one.name}": one.default for one in inspect.signature(function).parameters.values()}
+    filters: dict[str, Any] = {}
     words = Words(value)
     while (word := words.next()) is not None:
-        if word.raw == "--errors":
-            errors = True
-        elif word.raw in ("-s", "--session") and (named := words.next()) is not None:
-            session = named.text
-        else:
-            raise UsageProblem(f"%nbllm requests takes -s SESSION and --errors; got {word.text!r}")
-    frame = frames.requests(session=session)
-    return _shown("requests", frame[frame["status"] == "error"] if errors else frame)
+        flag = _SHORT.get(word.raw, word.raw)
+        if flag not in defaults:
+            raise UsageProblem(f"%nbllm {name} takes {COMMANDS[name].argument}; got {word.text!r}")
+        is_switch = defaults[flag] is False
+        if not is_switch and (word := words.next()) is None:
+            raise UsageProblem(f"{flag} needs a value: %nbllm {name} takes {COMMANDS[name].argument}")
+        filters[flag.removeprefix("--")] = is_switch or word.text
+    if (cell := filters.get("cell", "")).isdecimal():
+        filters["cell"] = int(cell)
+    return _shown(name, function(**filters))
 
 
-def _connections(_: str) -> pd.DataFrame:
-    return _shown("connections", frames.connections())
+_SHORT = {"-s": "--session", "-k": "--kernel"}
 
 
 def _shown(name: str, frame: pd.DataFrame) -> pd.DataFrame:
-    told = [column for column in SHOWN[name].split() if not len(frame) or _tells(frame[column])]
+    columns = [column for column in SHOWN[name].split() if column in frame]
+    told = [column for column in columns if not len(frame) or _tells(frame[column])]
     digits = {name: 1 if name.endswith("_ms") else 2 for name in told if name.endswith(("_ms", "_ratio"))}
     return frame[told].round(digits)
 
 
 def _tells(column: pd.Series[Any]) -> bool:
+    if column.name == "tags":
+        return bool((column != "").any())
     rare = column.name in ("errors", "cancelled", "incomplete", "running")
     return bool((column.fillna(0) != 0).any() if rare else column.notna().any())
 
@@ -309,12 +321,23 @@ def _help(_: str) -> None:
     print(help_text())
 
 
+_WIDE = "[-k KERNEL] [--since TIME] [--notebook NAME] [--model MODEL] [--search TEXT]"
+
 COMMANDS: dict[str, Command] = {
     "sessions": Command(
-        "", "a DataFrame: the sessions of this kernel; all columns: nbllm.sessions()", _sessions
+        _WIDE,
+        "a DataFrame: this kernel's sessions, with -k all or --since 7d also those of others; "
+        "nbllm.sessions(…)",
+        partial(_frame, "sessions"),
     ),
-    "requests": Command("[-s SESSION] [--errors]", "a DataFrame: its requests; nbllm.requests()", _requests),
-    "connections": Command("", "a DataFrame: its connections; nbllm.connections()", _connections),
+    "requests": Command(
+        f"[-s SESSION] {_WIDE} [--errors] [--cell N] [--latest]",
+        "a DataFrame: the requests, likewise; nbllm.requests(…)",
+        partial(_frame, "requests"),
+    ),
+    "connections": Command(
+        "[-k KERNEL]", "a DataFrame: the connections; nbllm.connections(…)", partial(_frame, "connections")
+    ),
     "model": Command("[NAME]", "the model of %%llm; with NAME, change it", _model),
     "session": Command("[NAME|--default]", "the session of what follows; with NAME, change it", _session),
     "alias": Command("[NAME=MODEL]", "short names for models; with NAME=MODEL, add one", _alias),

@@ -1,7 +1,8 @@
 """What is shown of an answer, in each form that a front end may choose.
 
-Owns `View`, one state of what is shown, and `mime_bundle`, which gives it the forms of a format. Pure;
-called by `rendering` and `columns`. Whatever a model wrote is made harmless here, by `markdown` and `markup`.
+Owns `View`, one state of what is shown, and `mime_bundle`, which gives it the forms of a format. Pure but for
+the known keys; called by `rendering` and `columns`. Whatever a model wrote is made harmless here, by
+`markdown` and `markup`, and shows no key of the user's.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from . import fences, markdown, markup
+from . import fences, markdown, markup, masking
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,10 @@ class View:
     reasoning: str = ""
     footer: str | None = None
     progress: str | None = None
+
+    def __post_init__(self) -> None:  # what is shown stands in the saved notebook
+        object.__setattr__(self, "text", masking.hide(self.text))
+        object.__setattr__(self, "reasoning", masking.hide(self.reasoning))
 
     @property
     def waits_with(self) -> str:

@@ -191,28 +191,33 @@ def _sessions_query(where: str, is_postgres: bool) -> str:
     def listed(column: str) -> str:
         return f"string_agg(DISTINCT {column}, ',')" if is_postgres else f"group_concat(DISTINCT {column})"
 
-    def percentile(column: str, share: float) -> str:
+    def percentile(column: str, percent: int) -> str:
         if is_postgres:
-            return f"percentile_cont({share}) WITHIN GROUP (ORDER BY {column})"
-        return f"percentile_cont({column}, {share})"
+            return f"percentile_cont({percent / 100}) WITHIN GROUP (ORDER BY {column})"
+        # Nulls are cheaper left out than handed over: the function is Python's.
+        return f"percentile_{percent}({column}) FILTER (WHERE {column} IS NOT NULL)"
 
     def number(condition: str) -> str:
-        return f"sum(CASE WHEN {condition} THEN 1 ELSE 0 END)"
+        return f"count(*) FILTER (WHERE {condition})"
 
+    # SQLite puts numbers together as they are, and casts for nothing.
+    count = "CAST(execution_count AS TEXT)" if is_postgres else "execution_count"
+    # In the order of the index, which has it all; SQLite would rather sort the rows of a kernel than walk it.
+    way = "" if is_postgres else "INDEXED BY requests_session"
     return f"""
         SELECT owner, session_id,
             (SELECT {listed("tag")} FROM tags
                 WHERE tags.owner = requests.owner AND tags.session_id = requests.session_id),
             count(*), {number("status = 'error'")}, {number("status = 'cancelled'")},
             {number("status = 'incomplete'")}, {number("status IS NULL")},
-            {listed("coalesce(CAST(execution_count AS TEXT), cell_id)")}, {listed("request_model")},
+            {listed(f"coalesce({count}, cell_id)")}, {listed("request_model")},
             {_SUM.format("input_tokens")}, {_SUM.format("output_tokens")}, sum(cost_usd),
             {number("input_tokens IS NOT NULL AND cost_usd IS NULL")},
-            sum(duration_ms), {percentile("duration_ms", 0.95)}, {percentile("ttft_ms", 0.5)},
-            count(CASE WHEN NOT connection_reused THEN connection_id END),
+            sum(duration_ms), {percentile("duration_ms", 95)}, {percentile("ttft_ms", 50)},
+            {number("NOT connection_reused")},
             avg(CASE WHEN connection_reused THEN 1.0 WHEN NOT connection_reused THEN 0.0 END),
             min(started_at), max(ended_at)
-        FROM requests WHERE {where} GROUP BY owner, session_id ORDER BY min(started_at), min(id)"""
+        FROM requests {way} WHERE {where} GROUP BY owner, session_id ORDER BY min(started_at), min(id)"""
 
 
 def _listed(text: str | None, shown: Callable[[str], str] = str) -> str:

@@ -5,11 +5,12 @@ Each function works on the user's own rows, of all kernels: not on those of othe
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import conversation, log, responding, tagging, tracing
+from . import asking, conversation, lives, log, responding, schema, tagging, tracing
 from .exceptions import UsageProblem, did_you_mean
 from .selection import Since, moment
 
@@ -38,21 +39,23 @@ def rename_session(session_id: str, new: str) -> int:
         if new in known:
             raise UsageProblem(f"there is a session {new!r} already: choose another name, or delete that one")
         _check(session_id, known, is_current=True)
+        of_session = "owner = :owner AND session_id = :old"
+        # One that has no request yet, as the session in force, may have such a tag already.
         _run(
-            connection, "UPDATE tags SET session_id = :new WHERE owner = :owner AND session_id = :old", values
-        )
-        return _run(
             connection,
-            "UPDATE requests SET session_id = :new WHERE owner = :owner AND session_id = :old",
+            "INSERT INTO tags (owner, session_id, tag, tagged_at) "
+            f"SELECT owner, :new, tag, tagged_at FROM tags WHERE {of_session} ON CONFLICT DO NOTHING",
             values,
         )
+        _run(connection, f"DELETE FROM tags WHERE {of_session}", values)
+        return _run(connection, f"UPDATE requests SET session_id = :new WHERE {of_session}", values)
 
     count = log.change(job)
     for record in tracing.running():
         if record.session_id == session_id:
-            record.session_id = new
+            record.session_id = record.call.session_id = new  # also that of the attempts to come
     tagging.rename_session(session_id, new)
-    conversation.rename(session_id, new)
+    asking.rename_session(session_id, new)
     responding.rename_session(session_id, new)
     return count
 
@@ -89,8 +92,8 @@ def tag_session(session_id: str, *tags: str, remove: Sequence[str] = ()) -> list
                 "ON CONFLICT DO NOTHING",
                 {"session": session_id, "tag": tag, "now": time.time()},
             )
-        query = f"SELECT tag FROM tags WHERE {of_session} ORDER BY tag"
-        return [row[0] for row in _execute(connection, query, {"session": session_id})]
+        query = f"SELECT tag FROM tags WHERE {of_session}"
+        return sorted(row[0] for row in _execute(connection, query, {"session": session_id}))
 
     return log.change(job)
 
@@ -113,13 +116,15 @@ def delete_session(session_id: str) -> int:
         _run(connection, "DELETE FROM tags WHERE owner = :owner AND session_id = :session", values)
         return _delete(connection, "session_id = :session", values)
 
-    count = log.change(job)
+    count = log.change(job, erase=True)
     conversation.forget(session_id)
     return count
 
 
 def forget(*request_ids: str) -> int:
     """Delete requests with all that was said in them, as if they had not been; nothing stays on the disk.
+
+    What follows in a conversation repeats what was said before: `delete_session` deletes all of it.
 
     Args:
         *request_ids: Of `nbllm.requests()`, or `answer.request_id`.
@@ -128,22 +133,21 @@ def forget(*request_ids: str) -> int:
         The number of requests deleted.
 
     Raises:
-        UsageProblem: The log has no request of such an id; nothing is deleted then.
+        UsageProblem: The log has no request of such an id, or it is still in flight; nothing is deleted then.
     """
+    ids = {_id(request_id): request_id for request_id in request_ids}
 
     def job(connection: sa.Connection) -> int:
-        count = 0
-        for request_id in request_ids:
-            found = _delete(connection, "request_id = :request", {"request": request_id})
-            if not found:
+        lives.bury(connection)
+        for number, request_id in ids.items():
+            if not _delete(connection, "id = :id AND status IS NOT NULL", {"id": number}):
                 raise UsageProblem(
-                    f"the log has no request {request_id!r} of yours; "
+                    f"the log has no ended request {request_id!r} of yours; "
                     "nbllm.requests(kernel='all').request_id tells what there is"
                 )
-            count += found
-        return count
+        return len(ids)
 
-    return log.change(job)
+    return log.change(job, erase=True)
 
 
 def prune(older_than: Since) -> int:
@@ -161,8 +165,16 @@ def prune(older_than: Since) -> int:
     values = {"time": moment(older_than)}
 
     def job(connection: sa.Connection) -> int:
+        lives.bury(connection)
         count = _delete(connection, "started_at < :time AND status IS NOT NULL", values)
-        mine = "kernel_id IN (SELECT kernel_id FROM kernels WHERE owner = :owner)"
+        _run(
+            connection,
+            "DELETE FROM tags WHERE owner = :owner AND tagged_at < :time "
+            "AND session_id NOT IN (SELECT session_id FROM requests WHERE owner = :owner)",
+            values,
+        )
+        # An older nbllm kept no kernels, and had one owner.
+        mine = "kernel_id NOT IN (SELECT kernel_id FROM kernels WHERE owner <> :owner)"
         unused = "connection_id NOT IN (SELECT connection_id FROM requests WHERE connection_id IS NOT NULL)"
         _run(
             connection,
@@ -177,7 +189,17 @@ def prune(older_than: Since) -> int:
         )
         return count
 
-    return log.change(job, shrink=True)
+    return log.change(job, erase=True)
+
+
+def _id(request_id: Any) -> int:
+    """The key of a request in the log."""
+    if not isinstance(request_id, str) or not (found := _REQUEST_ID.fullmatch(request_id)):
+        raise UsageProblem(f"a request's id is a text such as '0badcafe-r7'; got {request_id!r:.80}")
+    return tagging.first_id(found[1]) | int(found[2])
+
+
+_REQUEST_ID = re.compile("([0-9a-f]{8})-r(0|[1-9][0-9]{0,8})")
 
 
 def _sessions(connection: sa.Connection) -> list[str]:
@@ -205,4 +227,6 @@ def _run(connection: sa.Connection, statement: str, values: dict[str, Any]) -> i
 def _execute(connection: sa.Connection, statement: str, values: dict[str, Any]) -> Any:
     import sqlalchemy as sa
 
-    return connection.execute(sa.text(statement), {**values, "owner": tagging.owner()})
+    values = {**values, "owner": tagging.owner()}
+    given = {k: schema.storable("text", v) if isinstance(v, str) else v for k, v in values.items()}
+    return connection.execute(sa.text(statement), given)

@@ -37,6 +37,7 @@ def load(shell: Any) -> None:
         environment.use_folder(os.getcwd())
     except FileNotFoundError:  # the folder is gone
         pass
+    _note_notebook(shell)
     if _state.hooks and _state.shell is shell:
         return
     _state.shell = shell
@@ -89,6 +90,7 @@ def _before_cell(info: Any) -> None:
         cell = _cell(_state.shell, info)
         if not _is_nested(cell, info):
             tagging.enter_cell(cell)
+            _note_notebook(_state.shell)
             environment.refresh()
     except Exception as error:
         notices.warn_once(f"the running cell could not be told: {error!r}")
@@ -99,6 +101,13 @@ def _after_cell(result: Any) -> None:
         log.flush(FLUSH_SECONDS)
     except Exception as error:
         notices.warn_once(f"the log could not be written in time: {error!r}")
+
+
+def _note_notebook(shell: Any) -> None:
+    # VS Code puts it there (github.com/microsoft/vscode-jupyter), maybe after the extension was loaded.
+    path = shell.user_ns.get("__vsc_ipynb_file__")
+    if path and isinstance(path, str):
+        tagging.set_notebook(path)
 
 
 def _is_nested(cell: tagging.Cell, info: Any) -> bool:

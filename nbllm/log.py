@@ -372,12 +372,13 @@ def read_soon(job: Callable[[sa.Connection], T], timeout: float) -> T | None:
         return None
 
 
-def change(job: Callable[[sa.Connection], T], shrink: bool = False) -> T:
-    """Run what changes or deletes rows, in one transaction; deleted rows leave nothing on the disk.
+def change(job: Callable[[sa.Connection], T], erase: bool = False) -> T:
+    """Run what changes or deletes rows, in one transaction.
 
     Args:
         job: Called with the connection, inside the transaction.
-        shrink: Give the space of deleted rows back to the disk too, which takes a while.
+        erase: See that nothing of deleted rows stays on the disk, and give their space back. It takes a
+            while where the log is large.
     """
 
     def changing() -> T:
@@ -386,7 +387,11 @@ def change(job: Callable[[sa.Connection], T], shrink: bool = False) -> T:
         store = log._open()
         with store.transaction():
             result = job(store.connection)
-        store.erase(shrink)
+        if erase and not store.erase():
+            log.problems.append(
+                f"other kernels are at work in {store.place}: what was deleted is gone from the log, and "
+                "may stay readable on the disk until nbllm.prune(…) has it for itself"
+            )
         return result
 
     return _state.log.run(changing)

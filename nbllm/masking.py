@@ -36,11 +36,17 @@ def keep_secret(value: str | None) -> None:
         _state.secrets = tuple(sorted({*_state.secrets, value}, key=len, reverse=True))
 
 
-def redact(text: str) -> str:
-    """`text` with known keys, and what looks like one, masked."""
+def hide(text: str) -> str:
+    """`text` with known keys masked. What looks like one stays: it may be an example in an answer."""
     for secret in _state.secrets:
         if secret in text:
             text = text.replace(secret, "[key]")
+    return text
+
+
+def redact(text: str) -> str:
+    """`text` with known keys, and what looks like one, masked."""
+    text = hide(text)
     for character, mark in _KEY_MARKS:
         if character in text and mark in text:
             return _KEY_PATTERN.sub(lambda m: f"{m[2]} [key]" if m[2] else "[key]", text)

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from . import costs, lives, masking, schema, tagging, tracing
 from .notices import warn_once
 
@@ -52,12 +54,16 @@ class Shape:
 
 _KEYS = {"requests": "id", "contents": "id", "connections": "connection_id", "kernels": "kernel_id"}
 
-_shapes: dict[tuple[str, ...], Shape] = {}
 _CONTENT = Shape("contents", tuple(schema.CONTENTS))
 _CONNECTION = Shape("connections", tuple(schema.CONNECTIONS), replaces=True)
 _KERNEL = Shape("kernels", tuple(schema.KERNELS), replaces=True)
 
 connection_values = operator.attrgetter(*schema.CONNECTIONS)
+
+
+@functools.lru_cache(maxsize=200)
+def _shape(columns: tuple[str, ...], replaces: bool) -> Shape:
+    return Shape("requests", columns, replaces)
 
 
 class Batch:
@@ -87,11 +93,7 @@ class Batch:
         attributes = record.__dict__.copy()  # at one moment: a cell that prices it too may add a column
         attributes["owner"] = tagging.owner()
         # Records that took the same path set the same attributes in the same order.
-        columns = tuple(attributes)
-        shape = Shape("requests", columns, replaces=True) if noted else _shapes.get(columns)
-        if shape is None:
-            shape = _shapes[columns] = Shape("requests", columns)
-        self.insert(shape, attributes.values())
+        self.insert(_shape(tuple(attributes), noted), attributes.values())
         if record.content is not None:
             self.insert(_CONTENT, (record.id, *bodies))
             record.content = record.response_content = None  # an answer that is kept shouldn't keep these
@@ -100,7 +102,7 @@ class Batch:
         """The row of a record that has not ended."""
         _masked(record)
         attributes = {**record.__dict__, "owner": tagging.owner(), "status": None}
-        self.insert(Shape("requests", tuple(attributes), replaces=True), attributes.values())
+        self.insert(_shape(tuple(attributes), True), attributes.values())
 
     def add_connection(self, connection: tracing.Connection) -> None:
         """The row of a connection that was opened, or has closed."""
@@ -188,8 +190,8 @@ def remove(store: Store, ids: Iterable[int]) -> None:
 _COUNTS = tuple(name for name in schema.REQUESTS if name.endswith("_tokens"))
 # The columns whose texts the caller or the server wrote. (Those of errors are masked where they are set.)
 _SAID = (
-    *("url_path", "params", "response_model", "response_id", "provider_request_id", "finish_reason"),
-    "response_headers",
+    *("url_path", "params", "request_model", "response_model", "response_id", "provider_request_id"),
+    *("finish_reason", "response_headers"),
 )
 
 
@@ -213,7 +215,7 @@ def _masked(record: tracing.Record, *bodies: str | None) -> tuple[str | None, ..
     texts = [text for name in _SAID if (text := said.get(name)) is not None]
     # One search through all of them spares nearly every record the others.
     try:
-        together = "\n".join([*texts, *(body for body in bodies if body)])
+        together = "\n".join([*texts, *filter(None, bodies)])
         if masking.redact(together) == together:
             return bodies
     except TypeError:  # the server gave something else than a text
@@ -233,13 +235,19 @@ _KEPT_HEADERS = re.compile(
 
 def _kept_headers(headers: Mapping[str, str]) -> str | None:
     """The headers of an answer that are kept, as JSON; the others are never written."""
-    kept = {name: value for given, value in headers.items() if _is_kept(name := given.lower())}
-    return json.dumps(kept) if kept else None
+    kept = {name: value for given, value in headers.items() if (name := _kept_name(given))}
+    if not kept:
+        return None
+    try:
+        return msgspec.json.encode(kept).decode()
+    except UnicodeEncodeError:  # bytes that are no UTF-8, of which aiohttp makes halves of characters
+        return json.dumps(kept)
 
 
 @functools.lru_cache(maxsize=1000)
-def _is_kept(name: str) -> bool:
-    return _KEPT_HEADERS.fullmatch(name) is not None
+def _kept_name(given: str) -> str | None:
+    name = given.lower()
+    return name if _KEPT_HEADERS.fullmatch(name) else None
 
 
 def _text(content: bytes | str | None) -> str | None:

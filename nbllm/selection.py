@@ -250,7 +250,7 @@ def moment(since: Since) -> float:
         if not isinstance(since, datetime.datetime) and isinstance(since, datetime.date):
             since = datetime.datetime(since.year, since.month, since.day)
         if isinstance(since, datetime.datetime):
-            return since.timestamp()
+            return since.timestamp() - 1e-6  # frames have rounded microseconds
     except (ValueError, OverflowError, OSError):
         pass
     raise UsageProblem(

@@ -59,8 +59,7 @@ class Settings:
         log: Path of the SQLite log, None to keep the rows in memory, "" for the default place: `log.db`
             in the user's state folder; or the URL of a PostgreSQL database that many may share,
             `postgresql://user@host/name`. The variables are `NBLLM_LOG_PATH` and, before it,
-            `NBLLM_LOG_URL`; there and in `pyproject.toml` "none" means None, and a path in `pyproject.toml`
-            begins at that file.
+            `NBLLM_LOG_URL`. "none" means None, and a path in `pyproject.toml` begins at that file.
         content: Keep messages and answers beside the rows. Default: yes, but not in PostgreSQL, which others
             may read.
         max_concurrency: Requests at once to one provider; None for no limit. A number holds for each provider
@@ -225,9 +224,9 @@ def _from_project() -> dict[str, tuple[Any, str]]:
     return found
 
 
-def _log_of_project(value: str, folder: str) -> str | None:
+def _log_of_project(value: str, folder: str) -> str:
     if value.lower() == "none":
-        return None
+        return value
     if without_password(value) != value:
         raise UsageProblem(
             "log must not hold a password in a file that is shared: set NBLLM_LOG_URL, or use ~/.pgpass"
@@ -255,8 +254,6 @@ def _usable(name: str, value: Any, source: str, where: str) -> dict[str, tuple[A
 
 def _from_text(name: str, text: str) -> Any:
     """A variable's value as `_checked` takes it; what can't be understood stays a text, for it to refuse."""
-    if name == "log" and text.lower() == "none":
-        return None
     if name == "content":
         return _SWITCHES.get(text.lower(), text)
     if name in _TEXTS:
@@ -335,6 +332,8 @@ def without_password(address: str) -> str:
 def _checked_log(value: Any) -> str | None:
     if value is None or value == "":
         return value  # type: ignore[no-any-return]
+    if str(value).lower() == "none":
+        return None
     if isinstance(value, str) and re.match(r"postgres(ql)?(\+psycopg)?://", value):
         if importlib.util.find_spec("psycopg") is None:
             raise UsageProblem("a log in PostgreSQL needs the psycopg package: pip install 'nbllm[postgres]'")

@@ -62,7 +62,7 @@ class _State:
         self.notebook: str | None = None
         self.last_cell = NO_CELL
         self.cell_var: ContextVar[Cell | None] = ContextVar("nbllm_cell", default=None)
-        self.sessions_var: ContextVar[tuple[str, ...]] = ContextVar("nbllm_sessions", default=())
+        self.sessions_var: ContextVar[tuple[session, ...]] = ContextVar("nbllm_sessions", default=())
         if hasattr(os, "register_at_fork"):  # now: children must differ also where the parent sent nothing
             os.register_at_fork(after_in_child=self.new_kernel_id)
 
@@ -131,7 +131,7 @@ def current_session() -> str:
 def chosen_session() -> str | None:
     """The session id that the user chose for what runs here and now; None where that is nobody's choice."""
     entered = _state.sessions_var.get()
-    return entered[-1] if entered else _state.session
+    return entered[-1].session_id if entered else _state.session
 
 
 def default_session() -> str:
@@ -155,6 +155,9 @@ def rename_session(old: str, new: str) -> None:
         _state.session = new
     if _state.default_session == old:
         _state.default_session = new
+    for entered in _state.sessions_var.get():  # tasks that were started in it share the object
+        if entered.session_id == old:
+            entered.session_id = new
 
 
 class session:
@@ -172,7 +175,7 @@ class session:
         self.session_id = check_session_id(session_id)
 
     def __enter__(self) -> session:
-        _state.sessions_var.set((*_state.sessions_var.get(), self.session_id))
+        _state.sessions_var.set((*_state.sessions_var.get(), self))
         return self
 
     def __exit__(
@@ -181,7 +184,7 @@ class session:
         # Not by a token: it would refuse to be reset in another context, as of an async generator that the
         # loop finishes, or by another task that uses the same object.
         entered = _state.sessions_var.get()
-        if entered and entered[-1] == self.session_id:
+        if entered and entered[-1] is self:
             _state.sessions_var.set(entered[:-1])
 
     async def __aenter__(self) -> session:

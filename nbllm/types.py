@@ -256,8 +256,9 @@ def mimebundle(text: str, result: Any) -> dict[str, str]:
     """
     if not text:
         return {"text/plain": repr(result)}
-    from . import markdown
+    from . import markdown, masking
 
+    text = masking.hide(text)  # the notebook is saved with it
     return {"text/plain": text, "text/markdown": markdown.safe(text)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from nbllm import commands, settings
+import nbllm
+from nbllm import commands, settings, tagging
 from nbllm.servers import demo_chat
 from nbllm.servers.demo import DemoServer
 from tests.kernels import Kernel, Outcome
@@ -127,7 +129,23 @@ def test_requests_are_those_of_the_log(kernel: Kernel, raw: RawServer, request: 
     assert [(one["status"], one["error_type"]) for one in failed] == [("error", "InternalServerError")]
     assert all(one["status"] == "error" for one in records(kernel, "requests --errors"))
     assert records(kernel, "requests -s nobody") == []
-    fails(kernel.run("%nbllm requests --error"), ".*takes -s SESSION and --errors; got '--error'")
+    fails(kernel.run("%nbllm requests --error"), r".*takes \[-s SESSION\].* \[--latest\]; got '--error'")
+    fails(kernel.run("%nbllm requests --since"), "--since needs a value: .*")
+    fails(kernel.run("%nbllm requests --since later"), "a time is .*; got 'later'")
+    fails(kernel.run("%nbllm sessions --errors"), "%nbllm sessions takes .*; got '--errors'")
+    assert len(records(kernel, f"requests -s {session} --latest --cell {rows[-1]['execution_count']}")) == 0
+    found = records(kernel, f'requests -k all --since 1h --search "One" --cell {mine[0]["execution_count"]}')
+    assert [one["session_id"] for one in found] == [session]
+    assert {one["owner"] for one in records(kernel, "sessions -k all")} == {tagging.owner()}
+    kernel.run(f"nbllm.tag_session({session!r}, 'final')").ok()
+    assert "final" in [one["tags"] for one in records(kernel, "sessions --since '1 h' --model error")]
+
+
+@pytest.mark.parametrize("name", ["sessions", "requests", "connections"])
+def test_the_options_of_a_frame_are_the_arguments_of_its_function(name: str) -> None:
+    said = re.findall(r"(--?\w+)", commands.COMMANDS[name].argument)
+    options = [commands._SHORT.get(flag, flag).removeprefix("--") for flag in said]
+    assert options == list(inspect.signature(getattr(nbllm, name)).parameters)
 
 
 def test_sessions_add_up_what_the_servers_counted(kernel: Kernel, raw: RawServer, request: Any) -> None:

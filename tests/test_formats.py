@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nbllm import masking
 from nbllm.formats import View, mime_bundle
 from tests.test_markdown import HOSTILE, PIECES, Witness, rendered
 
@@ -176,3 +177,15 @@ def test_a_page_has_its_source_below_where_frames_are_dropped() -> None:
 
 def test_an_answer_that_never_came_makes_no_page() -> None:
     assert set(mime_bundle(View(footer="failed"), "html")) == {PLAIN, MARKDOWN}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_answer_that_quotes_a_key_does_not_show_it(format: str) -> None:
+    """The notebook is saved with it. What only looks like a key may be an example."""
+    masking.keep_secret("my-own-key-123")
+    text = "```python\nkey = 'my-own-key-123'\nother = 'sk-your-key-goes-here'\n```"
+    for view in (View(text, reasoning=text), View(text, reasoning=text, footer="a footer")):
+        shown = repr(mime_bundle(view, format))
+        assert "my-own-key-123" not in shown
+        assert "[key]" in shown
+        assert "sk-your-key-goes-here" in shown

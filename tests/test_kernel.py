@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+from jupyter_client.blocking import BlockingKernelClient
 from nbclient import NotebookClient
 
 from nbllm.servers.demo import DemoServer
@@ -187,3 +196,109 @@ def test_notebook_run_by_nbclient(tmp_path: Path, witness: DemoServer) -> None:
         == [2, 3, 4]
     )
     assert witness.stats()["requests_ok"] == 3
+
+
+# -- the notebook's name ---------------------------------------------------------------------------
+
+NOTEBOOKS = "nbllm.requests().notebook.tolist()"
+
+
+@pytest.fixture
+def jupyter_server(tmp_path: Path, witness: DemoServer) -> Iterator[tuple[str, Path]]:
+    """A server's URL, and the folder in which it keeps how to reach its kernels."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    runtime = tmp_path / "runtime"
+    env = environment(tmp_path, witness) | {
+        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
+        "JUPYTER_DATA_DIR": str(tmp_path / "data"),
+        "JUPYTER_RUNTIME_DIR": str(runtime),
+    }
+    options = (
+        f"--port={port}",
+        f"--ServerApp.root_dir={tmp_path}",
+        "--IdentityProvider.token=",
+        "--ServerApp.disable_check_xsrf=True",
+        "--ServerApp.port_retries=0",
+        "--no-browser",
+        "--allow-root",
+    )
+    with (tmp_path / "server.log").open("wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jupyter_server", *options], env=env, stdout=said, stderr=said
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/api/status", timeout=5):
+                break
+            assert process.poll() is None, (tmp_path / "server.log").read_text()
+            time.sleep(0.1)
+        yield url, runtime
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_the_notebook_is_named_by_the_server(tmp_path: Path, jupyter_server: tuple[str, Path]) -> None:
+    """As JupyterLab asks it for a kernel: with the notebook's path, and its name."""
+    url, runtime = jupyter_server
+    (tmp_path / "my work").mkdir()
+    notebook = tmp_path / "my work" / "Übung 1.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(), notebook)
+    asked = {
+        "path": "my work/Übung 1.ipynb",
+        "name": "Übung 1.ipynb",
+        "type": "notebook",
+        "kernel": {"name": "python3"},
+    }
+    request = urllib.request.Request(
+        f"{url}/api/sessions", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        kernel_id = json.load(answer)["kernel"]["id"]
+    client = BlockingKernelClient(connection_file=str(runtime / f"kernel-{kernel_id}.json"))
+    client.load_connection_file()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=60)
+        asking = "%load_ext nbllm\nimport nbllm\nnbllm.completion('demo/fast', 'Hi')"
+        assert client.execute_interactive(asking, timeout=60)["content"]["status"] == "ok"
+        reply = client.execute_interactive(
+            "", user_expressions={"told": NOTEBOOKS, "found": "len(nbllm.requests(notebook='Übung 1.ipynb'))"}
+        )
+    finally:
+        client.stop_channels()
+    told = {
+        name: ast.literal_eval(value["data"]["text/plain"])
+        for name, value in reply["content"]["user_expressions"].items()
+    }
+    assert told == {"told": [str(notebook)], "found": 1}
+
+
+@pytest.mark.parametrize("order", ["before", "after", "in the cell"])
+def test_the_notebook_is_named_by_vs_code(tmp_path: Path, witness: DemoServer, order: str) -> None:
+    """It does so in the user's namespace; what its server says is a copy's name."""
+    path = "/home/ann/my work/x.ipynb"
+    named = f"__vsc_ipynb_file__ = {path!r}"
+    loaded = "%load_ext nbllm\nimport nbllm"
+    asking = "nbllm.completion('demo/fast', 'Hi')"
+    cells = {
+        "before": (named, f"{loaded}\n{asking}"),
+        "after": (loaded, named, asking),
+        "in the cell": (f"{named}\n{loaded}\n{asking}",),
+    }[order]
+    with Kernel(tmp_path, witness, env={"JPY_SESSION_NAME": "/tmp/x-jvsc-0badcafe.ipynb"}) as kernel:
+        for cell in cells:
+            kernel.run(cell).ok()
+        assert kernel.value(NOTEBOOKS) == [path]
+        assert kernel.value("len(nbllm.requests(notebook='x.ipynb'))") == 1
+
+
+@every_python
+def test_what_names_no_notebook_is_passed_over(kernel: Kernel, session: str) -> None:
+    for value in ("None", "7", "''", "['x.ipynb']", "__import__('pathlib').Path('x')"):
+        kernel.run(f"__vsc_ipynb_file__ = {value}").ok()
+        kernel.run("nbllm.completion('demo/fast', 'Hi')").ok()
+    kernel.run("del __vsc_ipynb_file__").ok()
+    assert kernel.value("nbllm.requests().notebook.isna().all().item()") is True

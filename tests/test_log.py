@@ -810,12 +810,13 @@ def test_a_row_is_of_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cell may price the record of its answer while the writer makes it a row."""
     made = record(status="ok")
 
-    class PricedMeanwhile(dict[Any, Any]):
-        def get(self, key: Any, default: Any = None) -> Any:
-            made.cost_usd = 0.5
-            return super().get(key, default)
+    shape_of = rows._shape
 
-    monkeypatch.setattr(rows, "_shapes", PricedMeanwhile())
+    def priced_meanwhile(columns: tuple[str, ...], replaces: bool) -> rows.Shape:
+        made.cost_usd = 0.5
+        return shape_of(columns, replaces)
+
+    monkeypatch.setattr(rows, "_shape", priced_meanwhile)
     batch = rows.Batch()
     batch.add_record(made, noted=False)
     ((shape, values),) = batch.inserts.items()

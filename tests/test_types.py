@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbllm import types
+from nbllm import masking, types
 from nbllm.types import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -329,3 +329,11 @@ def test_half_of_a_surrogate_pair_costs_one_character(escaped: str, text: str) -
     assert decoder(ChatCompletion)(data).text == text
     assert decoder(ChatCompletion)(data.decode()).text == text
     assert types.parse(b'{"a": "%s"}' % escaped.encode()) == {"a": text}
+
+
+def test_an_answer_that_quotes_a_key_does_not_show_it_in_a_cell() -> None:
+    masking.keep_secret("my-own-key-123")
+    answer = types.build(ChatCompletion, {"choices": [{"message": {"content": "It is my-own-key-123."}}]})
+    shown = answer._repr_mimebundle_()
+    assert shown["text/plain"] == shown["text/markdown"] == "It is [key]."
+    assert answer.text == "It is my-own-key-123."
