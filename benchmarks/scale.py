@@ -352,9 +352,7 @@ def _measure(options: argparse.Namespace) -> int:
             again["requests('long', 'all')"][0]()
             again["sessions(since='1d')"][0]()
         write_us()
-        print(
-            f"peak memory: {before:.0f} MB; after {2 * REPEATS} views and 30,000 rows more {_peak_mb():.0f} MB"
-        )
+        print(f"peak memory: {before:.0f} MB; {2 * REPEATS} views and 30,000 rows later: {_peak_mb():.0f} MB")
         log.close()
     return 1 if wrong else 0
 

@@ -217,6 +217,7 @@ class PostgreSQL(Store):
             except sa.exc.IntegrityError:  # another kernel was as quick
                 pass
         run("SET search_path TO nbllm")
+        run("SET jit TO off")  # compiling takes longer than any query of ours
         run(f"SET lock_timeout TO {int(LOCKED_SECONDS * 1000)}")
 
     def _begin(self, alone: bool = False) -> None:
