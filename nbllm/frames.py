@@ -6,6 +6,7 @@ Which requests are meant is `selection`'s; pandas loads on first use.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import schema, selection, tagging
@@ -176,7 +177,7 @@ def sessions(
     """
     chosen = Selection(None, kernel, since, notebook, model, search)
     rows = []
-    for row in selection.read(chosen, _sessions_query):
+    for row in selection.read(chosen, partial(_sessions_query, chosen.is_wide)):
         said = dict(zip(("owner", *SESSIONS), row, strict=True))
         said["tags"], said["models"] = _listed(said["tags"]), _listed(said["models"])
         said["cells"] = _listed(said["cells"], _cell)
@@ -187,7 +188,7 @@ def sessions(
     return frame[["session_id", "owner", *frame.columns[2:]]]
 
 
-def _sessions_query(where: str, is_postgres: bool) -> str:
+def _sessions_query(is_wide: bool, where: str, is_postgres: bool) -> str:
     def listed(column: str) -> str:
         return f"string_agg(DISTINCT {column}, ',')" if is_postgres else f"group_concat(DISTINCT {column})"
 
@@ -202,8 +203,8 @@ def _sessions_query(where: str, is_postgres: bool) -> str:
 
     # SQLite puts numbers together as they are, and casts for nothing.
     count = "CAST(execution_count AS TEXT)" if is_postgres else "execution_count"
-    # In the order of the index, which has it all; SQLite would rather sort the rows of a kernel than walk it.
-    way = "" if is_postgres else "INDEXED BY requests_session"
+    # In the order of the index, which has it all, where SQLite would rather sort the rows of many kernels.
+    way = "INDEXED BY requests_session" if is_wide and not is_postgres else ""
     return f"""
         SELECT owner, session_id,
             (SELECT {listed("tag")} FROM tags

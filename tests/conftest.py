@@ -76,6 +76,7 @@ def _reset() -> None:
     costs._state.own.clear()
     tagging.set_session(None)
     tagging._state.last_cell = tagging.NO_CELL
+    tagging.leave_cell()  # which a test without a loop of its own has left in everybody's context
 
 
 @pytest.fixture

@@ -199,7 +199,6 @@ async def test_messages_in_parts_and_numpy_values(server: RawServer) -> None:
         [{"role": "user", "content": float("nan")}], [{"role": "user", "content": "\ud800"}],
         [{"role": "user", "content": object()}],
     ],
-    ids=repr,
 )  # fmt: skip
 async def test_messages_that_cant_work_are_refused_before_anything_is_sent(messages: Any) -> None:
     with pytest.raises(nbllm.UsageProblem):

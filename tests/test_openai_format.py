@@ -217,7 +217,6 @@ def cyclic() -> list[Any]:
         cyclic(),
         1 + 2j,
     ],
-    ids=repr,
 )
 def test_what_json_cant_hold_is_refused(value: Any) -> None:
     for params in ({"temperature": value}, {"extra_body": {"x": value}}, {"metadata": {"x": value}}):

@@ -140,7 +140,7 @@ def test_since_as_text(week: list[str], since: str) -> None:
         (pd.Timestamp.now(tz="Asia/Kolkata") - pd.Timedelta("7D"), 4),
         (datetime.date(9999, 12, 31), 0),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,  # the same in all of pytest's processes
 )
 def test_since_as_a_time(week: list[str], since: Any, count: int) -> None:
     assert found(since=since)[::-1] == week[:count]

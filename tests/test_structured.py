@@ -393,7 +393,6 @@ class Plain:
         "json_object", 3, [1], object(), Plain, Plain(), Address(street="A", number=1), Point(1), Square(1),
         print, lambda: 1, Address.model_json_schema, Broken, BrokenToo, list["Plain"], Square | Plain, ...,
     ],
-    ids=str,
 )  # fmt: skip
 def test_what_has_no_schema_is_refused(wanted: Any) -> None:
     with pytest.raises(UsageProblem, match=r"response_format can't be .*Give a pydantic model class"):
