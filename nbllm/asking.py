@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from . import conversation, costs, fences, loops, tagging
+from . import conversation, fences, loops, tagging
 from .attachments import content_parts
 from .client import acompletion
 from .conversation import Message
 from .exceptions import UsageProblem
+from .kept import kept
 from .keys import default_model
 from .settings import settings
 from .streaming import CompletionStream
@@ -79,8 +80,6 @@ class Answer:
     @property
     def cost_usd(self) -> float | None:
         """The price in US dollars; None where it is not known."""
-        if self.completion.request is not None:
-            costs.price(self.completion.request)  # the log may not have come to it yet
         return self.completion.cost_usd
 
     @property
@@ -308,13 +307,20 @@ def ask(
     )
 
 
-_chats: weakref.WeakSet[Chat] = weakref.WeakSet()
+class _State:
+    """The `Chat`s that are alive."""
+
+    def __init__(self) -> None:
+        self.chats: weakref.WeakSet[Chat] = weakref.WeakSet()
+
+
+_state = kept(__name__, _State)
 
 
 def rename_session(old: str, new: str) -> None:
     """Have the conversation of a session, and the `Chat`s about it, go on under its new id."""
     conversation.rename(old, new)
-    for chat in _chats:
+    for chat in list(_state.chats):
         if chat.session_id == old:
             chat.session_id = new
 
@@ -339,7 +345,7 @@ class Chat:
         )
         self.model = model
         self._params = params
-        _chats.add(self)
+        _state.chats.add(self)
 
     async def aask(self, prompt: Any, model: str | None = None, **params: Any) -> Answer:
         """Ask, within this conversation; arguments, result and errors as `nbllm.aask`."""

@@ -265,29 +265,27 @@ def _export(value: str) -> None:
     if kind in exporting.FORMATS:
         exporting.export(path)
     elif kind in _CONVERSATIONS:
-        text = masking.redact(_CONVERSATIONS[kind]())
+        if not (said := _transcript("")):
+            raise UsageProblem(f"nothing was asked in session {said.session_id!r} yet: nothing was written")
+        text = masking.redact(_CONVERSATIONS[kind](said))
         exporting.write_whole(path, lambda file: file.write(text.encode()))
     else:
         raise UsageProblem(
             "%nbllm export writes this kernel's requests to PATH.har, PATH.parquet, PATH.csv or PATH.jsonl, "
-            f"and the conversation of this session to PATH.md or PATH.json; got {value!r}"
+            f"and the transcript of this session to PATH.md or PATH.json; got {value!r}"
         )
     print(f"wrote {path}")
 
 
-def _messages() -> str:
-    from .asking import Chat
-
-    return json.dumps(Chat().messages, ensure_ascii=False, indent=1) + "\n"
+def _messages(said: Transcript) -> str:
+    return json.dumps(said.messages, ensure_ascii=False, indent=1) + "\n"
 
 
-def _conversation() -> str:
-    from .asking import Chat
-
-    return Chat().markdown() + "\n"
+def _readable(said: Transcript) -> str:
+    return f"{said}\n"
 
 
-_CONVERSATIONS: dict[str, Callable[[], str]] = {".json": _messages, ".md": _conversation}
+_CONVERSATIONS: dict[str, Callable[[Transcript], str]] = {".json": _messages, ".md": _readable}
 
 
 def _transcript(value: str) -> Transcript:
@@ -347,7 +345,9 @@ COMMANDS: dict[str, Command] = {
     "reset": Command("[SESSION]", "start the conversation over; nbllm.Chat(…).reset()", _reset),
     "transcript": Command("[SESSION]", "the session as a conversation; nbllm.transcript(…)", _transcript),
     "export": Command(
-        "PATH", "requests to .har, .parquet, .csv or .jsonl, the conversation to .md or .json", _export
+        "PATH",
+        "requests to .har, .parquet, .csv or .jsonl, this session's transcript to .md or .json",
+        _export,
     ),
     "doctor": Command("", "check keys, endpoints, log, connections; nbllm.doctor()", _doctor),
     "close": Command("", "close the connections; the next request opens new ones; nbllm.close()", _close),

@@ -68,8 +68,9 @@ def price(record: tracing.Record) -> None:
     if record.cost_usd is not None:
         return
     try:
-        if record.headers is not None and record.status != "error":  # LiteLLM says 0 with its errors
-            _note_headers(record, record.headers)
+        headers = record.headers  # once: the log's thread takes them away
+        if headers is not None and record.status != "error":  # LiteLLM says 0 with its errors
+            _note_headers(record, headers)
             if record.cost_usd is not None:
                 return
         source, cost = _price(record)
@@ -78,6 +79,9 @@ def price(record: tracing.Record) -> None:
         return
     if cost is not None:  # the source first: another thread may be reading both
         record.cost_source, record.cost_usd = source, cost
+
+
+tracing.price_with(price)
 
 
 def _note_headers(record: tracing.Record, headers: Mapping[str, str]) -> None:

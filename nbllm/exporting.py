@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import msgspec
 
-from . import frames, har, masking, schema, selection
+from . import har, masking, schema, selection
 from .exceptions import UsageProblem
 
 ROWS_AT_ONCE = 500
@@ -56,8 +56,8 @@ def export(path: str | os.PathLike[str], *, content: bool = False, **filters: An
         type for them.
 
     Raises:
-        UsageProblem: The ending is of no format, a filter can't be used, the file can't be written, or
-            pyarrow is missing.
+        UsageProblem: The ending is of no format, a filter can't be used, no request matches, the file can't
+            be written, or pyarrow is missing.
     """
     target = Path(path).expanduser()
     write = FORMATS.get(target.suffix.lower())
@@ -66,7 +66,10 @@ def export(path: str | os.PathLike[str], *, content: bool = False, **filters: An
     columns = {name: kind for name, kind in schema.REQUESTS.items() if name != "id"} | {"notebook": "label"}
     if content:
         columns |= {"request": "text", "response": "text"}
-    rows = _rows(selection.request_rows(**filters), columns, content)
+    found = selection.request_rows(**filters)
+    if not found:
+        raise UsageProblem("no request matches: nothing was written; kernel='all' looks at other kernels too")
+    rows = _rows(found, columns, content)
     write_whole(target, lambda file: write(file, columns, rows))
     return target
 
@@ -155,13 +158,10 @@ def _write_parquet(file: IO[bytes], columns: dict[str, str], rows: Iterable[Row]
 def _write_har(file: IO[bytes], columns: dict[str, str], rows: Iterable[Row]) -> None:
     from . import __version__
 
-    every = list(rows)
-    connections: dict[str, Any] = {}
-    for kernel in {row["kernel_id"] for row in every}:
-        frame = frames.connections(kernel=kernel)
-        for connection in frame.astype(object).where(frame.notna(), None).to_dict("records"):
-            connections[connection["connection_id"]] = connection
-    file.write(msgspec.json.encode(har.archive(every, connections, __version__)))
+    query = "SELECT connection_id, peer, tls_version FROM connections"
+    known = selection.read(selection.Selection(kernel="all"), lambda where, _: query)
+    connections = {name: {"peer": peer, "tls_version": version} for name, peer, version in known}
+    file.write(msgspec.json.encode(har.archive(rows, connections, __version__)))
 
 
 def _plain(kind: str, value: Any) -> Any:

@@ -29,7 +29,7 @@ def footer(record: tracing.Record | None, *, mark: str | None = None) -> str:
         _model(record),
         None if record.session_id == tagging.default_session() else record.session_id,
         _tokens(record),
-        None if record.provider == "demo" else _cost(cost),
+        _cost(cost),
         _times(record),
         f"attempt {record.attempt}" if record.attempt > 1 else None,
         _finish(record.finish_reason),
@@ -44,7 +44,6 @@ def summary(requests: Sequence[tracing.Record | SimpleNamespace]) -> str:
     models = dict.fromkeys(_name(request) for request in requests if request.request_model)
     sessions = dict.fromkeys(request.session_id for request in requests)
     sessions.pop(tagging.default_session(), None)
-    is_demo = all(request.provider == "demo" for request in requests)
     total = SimpleNamespace(
         input_tokens=_total(requests, "input_tokens"), output_tokens=_total(requests, "output_tokens")
     )
@@ -54,7 +53,7 @@ def summary(requests: Sequence[tracing.Record | SimpleNamespace]) -> str:
         ", ".join(models) if len(models) <= 3 else f"{len(models)} models",
         ", ".join(sessions) if len(sessions) <= 3 else f"{len(sessions)} sessions",
         _tokens(total),
-        None if is_demo else _cost(_total(requests, "cost_usd")),
+        _cost(_total(requests, "cost_usd")),
     )
     return " · ".join(part for part in parts if part)
 
@@ -64,7 +63,7 @@ def brief(request: Any) -> str:
     parts = (
         _name(request) if request.request_model else None,
         _tokens(request),
-        None if request.provider == "demo" else _cost(request.cost_usd),
+        _cost(request.cost_usd),
         None if request.duration_ms is None else _seconds(request.duration_ms),
         f"attempt {request.attempt}" if request.attempt > 1 else None,
         None if request.finish_reason == "tool_calls" else _finish(request.finish_reason),

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from . import asking, conversation, lives, log, responding, schema, tagging, tracing
@@ -121,13 +122,13 @@ def delete_session(session_id: str) -> int:
     return count
 
 
-def forget(*request_ids: str) -> int:
+def forget(*request_ids: str | Iterable[str]) -> int:
     """Delete requests with all that was said in them, as if they had not been; nothing stays on the disk.
 
     What follows in a conversation repeats what was said before: `delete_session` deletes all of it.
 
     Args:
-        *request_ids: Of `nbllm.requests()`, or `answer.request_id`.
+        *request_ids: Of `nbllm.requests()`, or `answer.request_id`; a column of them is fine.
 
     Returns:
         The number of requests deleted.
@@ -135,7 +136,10 @@ def forget(*request_ids: str) -> int:
     Raises:
         UsageProblem: The log has no request of such an id, or it is still in flight; nothing is deleted then.
     """
-    ids = {_id(request_id): request_id for request_id in request_ids}
+    given = chain.from_iterable(
+        one if isinstance(one, Iterable) and not isinstance(one, str) else [one] for one in request_ids
+    )
+    ids = {_id(request_id): request_id for request_id in given}
 
     def job(connection: sa.Connection) -> int:
         lives.bury(connection)
@@ -170,12 +174,14 @@ def prune(older_than: Since) -> int:
         _run(
             connection,
             "DELETE FROM tags WHERE owner = :owner AND tagged_at < :time "
-            "AND session_id NOT IN (SELECT session_id FROM requests WHERE owner = :owner)",
+            "AND session_id NOT IN (SELECT DISTINCT session_id FROM requests WHERE owner = :owner)",
             values,
         )
         # An older nbllm kept no kernels, and had one owner.
         mine = "kernel_id NOT IN (SELECT kernel_id FROM kernels WHERE owner <> :owner)"
-        unused = "connection_id NOT IN (SELECT connection_id FROM requests WHERE connection_id IS NOT NULL)"
+        # DISTINCT: all rows would not fit into PostgreSQL's memory, and be gone through each time.
+        used = "SELECT DISTINCT connection_id FROM requests WHERE connection_id IS NOT NULL"
+        unused = f"connection_id NOT IN ({used})"
         _run(
             connection,
             f"DELETE FROM connections WHERE {mine} AND {unused} AND coalesce(closed_at, opened_at) < :time",
@@ -184,7 +190,7 @@ def prune(older_than: Since) -> int:
         _run(
             connection,
             "DELETE FROM kernels WHERE owner = :owner AND seen_at < :time "
-            "AND kernel_id NOT IN (SELECT kernel_id FROM requests)",
+            "AND kernel_id NOT IN (SELECT DISTINCT kernel_id FROM requests)",
             values,
         )
         return count

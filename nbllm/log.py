@@ -2,7 +2,7 @@
 
 Owns the writer thread, which alone touches the database. Records come in from the event loop through a deque
 and are written in batches; a query is a job in the same queue, so that it sees all that came before it, and
-what still runs. Where the database can't be used the log goes on in memory. Called by `selection`, `history`.
+what still runs. Where the database can't be used the log goes on in memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import lives, masking, notices, rows, tracing
+from . import lives, masking, notices, rows, tagging, tracing
+from .exceptions import UsageProblem
 from .kept import kept
 from .settings import Settings, on_change, settings, without_password
 
@@ -80,13 +81,38 @@ class Log:
             self._drain()  # at exit no thread can be started any more
         try:
             return future.result(timeout)
+        except UsageProblem as problem:  # how it came here, from another thread, is of no use to anybody
+            raise problem.with_traceback(None) from None
         finally:
             while self.problems:
                 notices.warn_once(self.problems.pop(0))
 
     def read(self, job: Callable[[sa.Connection], T], timeout: float | None = None) -> T:
         """Run a query that sees all rows handed over before, and those of the requests in flight."""
-        return self.run(lambda: self._query(job), timeout)
+        return self.run(lambda: self._do(lambda store: job(store.connection)), timeout)
+
+    def change(self, job: Callable[[sa.Connection], T], erase: bool) -> T:
+        """Run what changes rows, in one transaction; see the function `change`."""
+
+        def changing(store: Store) -> T:
+            if self.retry_at is not None:
+                where = shown(settings().log)
+                raise UsageProblem(f"the log at {where} can't be used now: nothing was changed; try again")
+            with store.transaction():
+                return job(store.connection)
+
+        def run() -> T:
+            if self.retry_at is not None:
+                self._return()
+            result = self._do(changing)
+            if erase and self.store is not None and not self.store.erase():
+                self.problems.append(
+                    f"what was deleted is gone from the log at {self.store.place}, and may stay readable on "
+                    "the disk, since other kernels are at work in it: nbllm.prune(…) tries again"
+                )
+            return result
+
+        return self.run(run)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until all rows handed over so far are written."""
@@ -165,12 +191,14 @@ class Log:
         try:
             since = tracing.perf_counter() - seconds
             batch = rows.Batch()
+            noted = set()
             for record in tracing.running():
                 if record.began <= since and not record.ended and not (seconds and record.id in self.noted):
                     batch.add_running(record)
-                    self.noted.add(record.id)
-            if batch.inserts or (tracing.is_busy() and self._is_unseen()):
+                    noted.add(record.id)
+            if noted or (tracing.is_busy() and self._is_unseen()):
                 self._write(batch)
+                self.noted |= noted
         except Exception as error:
             self.problems.append(f"the log can't tell of running requests: {error!r}")
 
@@ -189,7 +217,7 @@ class Log:
                 if not store.is_at_fault(error):
                     batch.write_one_by_one(store, again=attempt > 1)
                     break
-                if store.is_gone(error):
+                if store.is_gone(error) and attempt < 3:
                     self._begin_again()
                 elif attempt == 3 or not store.is_passing(error):
                     self._go_on_in_memory(error)
@@ -198,16 +226,24 @@ class Log:
         if is_unseen:
             self.seen_at = time.time()
 
-    def _query(self, job: Callable[[sa.Connection], T]) -> T:
+    def _do(self, job: Callable[[Store], T]) -> T:
+        """Run a job on the database, once more where that must be opened anew.
+
+        Raises:
+            UsageProblem: The database can't be asked now.
+        """
         self._note_running(0)
         store = self._open()
         try:
-            return job(store.connection)
+            return job(store)
         except Exception as error:
-            if not store.is_gone(error):
+            if store.is_gone(error):
+                self._begin_again()
+                return job(self._open())
+            if not store.is_passing(error):
                 raise
-            self._begin_again()
-            return job(self._open().connection)
+            reason = self._reason(error)
+            raise UsageProblem(f"the log at {store.place} can't be asked now ({reason}): try again") from None
 
     def _open(self) -> Store:
         if self.retry_at is not None and time.monotonic() >= self.retry_at:
@@ -247,11 +283,9 @@ class Log:
             self._go_on_in_memory(failure)
 
     def _go_on_in_memory(self, error: Exception) -> None:
-        from . import stores
-
         where = (self.store and self.store.place) or shown(settings().log)
         self.problems.append(
-            f"the log at {where} can't be used ({masking.redact(stores.reason(error))}); this kernel's rows "
+            f"the log at {where} can't be used ({self._reason(error)}); this kernel's rows "
             "are kept in memory until it can. nbllm.configure(log=PATH) names another place, or tries the "
             "same again"
         )
@@ -260,13 +294,19 @@ class Log:
         self.retry_seconds *= 2
         self._replace(None, is_gone=False)
 
+    @staticmethod
+    def _reason(error: Exception) -> str:
+        from . import stores
+
+        return masking.redact(stores.reason(error, settings().log))
+
     def _replace(self, address: str | None, is_gone: bool) -> None:
         """Go over to another database, with this kernel's rows as far as they can be read."""
         kept = None
         if (store := self.store) is not None:
             self.store = None
             try:
-                kept = rows.of_kernel(store)
+                kept = rows.of_kernel(store, contents=is_gone)  # else they are much, and safe where they are
             except Exception:  # they stay where they are
                 pass
             store.close()
@@ -302,6 +342,7 @@ class Log:
                 kept = rows.of_kernel(store)
             else:  # they will end in the other log
                 rows.remove(store, self.noted)
+                self.noted.clear()
         self._close()
         self.retry_at, self.retry_seconds = None, RETRY_SECONDS
         if kept is not None:
@@ -333,6 +374,7 @@ class _State:
         self.log = Log()
         self.lost: list[Log] = []
         self.minds_forks = False
+        self.is_held = False  # the writer, for a fork
 
 
 _state = kept(__name__, _State)
@@ -377,24 +419,13 @@ def change(job: Callable[[sa.Connection], T], erase: bool = False) -> T:
 
     Args:
         job: Called with the connection, inside the transaction.
-        erase: See that nothing of deleted rows stays on the disk, and give their space back. It takes a
-            while where the log is large.
+        erase: See that nothing of deleted rows stays on the disk, and give their space back, as far as that
+            is ours to do (PostgreSQL does it in its own time). It takes a while where the log is large.
+
+    Raises:
+        UsageProblem: The database can't be used now; nothing was changed.
     """
-
-    def changing() -> T:
-        log = _state.log
-        log._note_running(0)
-        store = log._open()
-        with store.transaction():
-            result = job(store.connection)
-        if erase and not store.erase():
-            log.problems.append(
-                f"other kernels are at work in {store.place}: what was deleted is gone from the log, and "
-                "may stay readable on the disk until nbllm.prune(…) has it for itself"
-            )
-        return result
-
-    return _state.log.run(changing)
+    return _state.log.change(job, erase)
 
 
 def content_of(response_id: str) -> tuple[str, str] | None:
@@ -404,7 +435,8 @@ def content_of(response_id: str) -> tuple[str, str] | None:
     """
     query = (
         "SELECT request, response FROM requests JOIN contents ON contents.id = requests.id "
-        "WHERE operation = 'responses' AND response_id = :id ORDER BY requests.id DESC LIMIT 1"
+        "WHERE operation = 'responses' AND response_id = :id AND owner = :owner "
+        "ORDER BY requests.id DESC LIMIT 1"
     )
     row = _first(query, response_id)
     return None if row is None or None in row else (row[0], row[1])
@@ -414,7 +446,7 @@ def session_of(response_id: str) -> str | None:
     """The session of the request that brought this response; None where the log has no such response."""
     row = _first(
         "SELECT session_id FROM requests "
-        "WHERE operation = 'responses' AND response_id = :id ORDER BY id DESC LIMIT 1",
+        "WHERE operation = 'responses' AND response_id = :id AND owner = :owner ORDER BY id DESC LIMIT 1",
         response_id,
     )
     return None if row is None else row[0]
@@ -424,7 +456,7 @@ def _first(query: str, value: str) -> Any:
     def job(connection: sa.Connection) -> Any:
         import sqlalchemy as sa
 
-        return connection.execute(sa.text(query), {"id": value}).first()
+        return connection.execute(sa.text(query), {"id": value, "owner": tagging.owner()}).first()
 
     return read(job)
 
@@ -445,8 +477,8 @@ def close() -> None:
 
 def path() -> str | None:
     """Where the log is (or will be) written, a URL without its password; None when it is in memory."""
-    if _state.log.store is not None:
-        return _state.log.store.place
+    if (store := _state.log.store) is not None:
+        return store.place
     return None if settings().log is None else shown(settings().log)
 
 
@@ -473,11 +505,11 @@ def _before_fork() -> None:
         flush(FORK_SECONDS)
     except Exception:
         pass
-    _state.log.at_work.acquire(timeout=FORK_SECONDS)
+    _state.is_held = _state.log.at_work.acquire(timeout=FORK_SECONDS)
 
 
 def _after_fork() -> None:
-    if _state.log.at_work.locked():
+    if _state.is_held:
         _state.log.at_work.release()
 
 

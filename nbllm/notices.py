@@ -23,7 +23,8 @@ def warn_once(message: str) -> None:
         return
     _state.warned.add(message)
     try:
-        warnings.warn(f"nbllm: {message}", RuntimeWarning, stacklevel=2)
+        # Explicitly, so that no line of ours is shown, which would say nothing to the user.
+        warnings.warn_explicit(f"nbllm: {message}", RuntimeWarning, "nbllm", 1, module="nbllm")
     except RuntimeWarning:  # warnings are errors here; the user's call goes on all the same
         pass
 

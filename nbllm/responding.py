@@ -8,8 +8,9 @@ other are one session. A call's way is `calls`'.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -70,7 +71,7 @@ async def aresponses(
     if options.session_id is None and tagging.chosen_session() is None:
         options.session_id = await _session_followed(params.get("conversation"), previous_response_id)
     stream = bool(stream)
-    turn = _Turn(input, params, previous_response_id)
+    turn = _Turn(input, params, previous_response_id, await _logged_conversation(previous_response_id))
 
     def translate(route: Route, added: Mapping[str, Any] | None) -> HttpRequest:
         if not route.provider.has_responses:
@@ -119,11 +120,21 @@ async def _session_followed(conversation: Any, previous: Any) -> str | None:
 
 
 async def _logged_session(response_id: str) -> str | None:
+    return await _asked(log.session_of, response_id)
+
+
+async def _logged_conversation(response_id: Any) -> tuple[str, str] | None:
+    """What the log has of a response that is built on chat, where memory has lost it."""
+    if not isinstance(response_id, str) or response_id in _state.conversations:
+        return None
+    return await _asked(log.content_of, response_id) if _OURS.fullmatch(response_id) else None
+
+
+async def _asked(question: Callable[[str], T | None], response_id: str) -> T | None:
     # In a thread, since the log may be far away, or locked by another process.
-    asking = asyncio.to_thread(log.session_of, response_id)
     try:
-        return await asyncio.wait_for(asking, LOG_SECONDS)
-    except Exception:  # a group is not worth the call
+        return await asyncio.wait_for(asyncio.to_thread(question, response_id), LOG_SECONDS)
+    except Exception:  # what it would have said is not worth the call
         return None
 
 
@@ -205,10 +216,13 @@ class ResponseStream(EventStream[ResponseEvent]):
 class _Turn:
     """One turn of a conversation that nbllm keeps."""
 
-    def __init__(self, input: Any, params: Mapping[str, Any], previous: str | None) -> None:
+    def __init__(
+        self, input: Any, params: Mapping[str, Any], previous: str | None, logged: tuple[str, str] | None
+    ) -> None:
         self.input = input
         self.params = params
         self.previous = previous
+        self.logged = logged
         self.messages: list[dict[str, Any]] = []
 
     def chat_request(
@@ -218,7 +232,7 @@ class _Turn:
         extra_body: Mapping[str, Any] | None,
         metadata: Mapping[str, Any] | None,
     ) -> HttpRequest:
-        history = [] if self.previous is None else _conversation(self.previous)
+        history = [] if self.previous is None else _conversation(self.previous, self.logged)
         messages, params = to_chat(history, self.input, self.params)
         request = route.dialect.chat_request(route, messages, stream, params, extra_body, metadata)
         # Instructions hold for one turn only, as in OpenAI's API.
@@ -352,6 +366,9 @@ def _response_id(call: tracing.Call) -> str:
     return f"resp_{call.call_id}"
 
 
+_OURS = re.compile(r"resp_[0-9a-f]{8}-c\d+")
+
+
 def rename_session(old: str, new: str) -> None:
     """Have the responses that follow those of `old` be grouped under `new`."""
     for response_id, name in list(_state.sessions.items()):
@@ -359,15 +376,12 @@ def rename_session(old: str, new: str) -> None:
             _state.sessions[response_id] = new
 
 
-def _conversation(response_id: str) -> list[dict[str, Any]]:
+def _conversation(response_id: str, logged: tuple[str, str] | None) -> list[dict[str, Any]]:
     """The chat messages up to a response, and that response."""
-    kept_there = None
-    if isinstance(response_id, str) and response_id.isascii():
-        if (known := _state.conversations.get(response_id)) is not None:
-            return known
-        kept_there = log.content_of(response_id)
-    if kept_there is not None:
-        request, answer = kept_there
+    if isinstance(response_id, str) and (known := _state.conversations.get(response_id)) is not None:
+        return known
+    if logged is not None:
+        request, answer = logged
         messages = parse(request).get("messages")
         if isinstance(messages, list):
             return [*messages, assistant_message(openai.chat_response(answer.encode()))]

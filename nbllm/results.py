@@ -30,7 +30,7 @@ class Result(Object):
     @property
     def cost_usd(self) -> float | None:
         """The price of this result in US dollars; None where a part of it is not known."""
-        costs: list[Any] = [getattr(request, "cost_usd", None) for request in self.requests]
+        costs: list[Any] = [request.cost() for request in self.requests]
         return sum(costs) if costs and None not in costs else None
 
 

@@ -47,12 +47,20 @@ class Shape:
         statement = f"INSERT INTO {self.table} ({', '.join(self.columns)}) VALUES {', '.join([row] * rows)}"
         if self.replaces:
             key = _KEYS[self.table]
-            news = ", ".join(f"{name} = excluded.{name}" for name in self.columns if name != key)
+            news = ", ".join(
+                f"{name} = excluded.{name}" for name in self.columns if name not in key.split(", ")
+            )
             return f"{statement} ON CONFLICT ({key}) DO UPDATE SET {news}"
         return f"{statement} ON CONFLICT DO NOTHING" if again else statement
 
 
-_KEYS = {"requests": "id", "contents": "id", "connections": "connection_id", "kernels": "kernel_id"}
+_KEYS = {
+    "requests": "id",
+    "contents": "id",
+    "connections": "connection_id",
+    "kernels": "kernel_id",
+    "tags": "owner, session_id, tag",
+}
 
 _CONTENT = Shape("contents", tuple(schema.CONTENTS))
 _CONNECTION = Shape("connections", tuple(schema.CONNECTIONS), replaces=True)
@@ -159,21 +167,21 @@ class Batch:
             yield shape, list(chain.from_iterable(by_key.values()))
 
 
-def of_kernel(store: Store) -> Batch:
-    """All that a store holds of this kernel, to be written elsewhere."""
-    mine = f"kernel_id = {store.mark}"
-    conditions = {
-        "requests": mine,
-        "connections": mine,
-        "contents": f"id IN (SELECT id FROM requests WHERE {mine})",
-    }
+def of_kernel(store: Store, contents: bool = True) -> Batch:
+    """All that a store holds of this kernel, to be written elsewhere, with or without what was said."""
+    first = tagging.first_request_id()
+    mine = f"id BETWEEN {first} AND {first + (1 << 31) - 1}"
+    conditions = {"requests": mine, "connections": f"kernel_id = '{tagging.kernel_id()}'"}
+    if contents:
+        conditions["contents"] = mine
+    if store.place is None:  # elsewhere they stay where they are
+        conditions["tags"] = "1 = 1"
     batch = Batch()
     for table, condition in conditions.items():
-        shape = Shape(table, tuple(schema.TABLES[table]), replaces=True)
-        query = f"SELECT {', '.join(shape.columns)} FROM {table} WHERE {condition}"
-        kinds = schema.TABLES[table].values()
-        for row in store.cursor().execute(query, (tagging.kernel_id(),)):
-            batch.insert(shape, map(schema.storable, kinds, row))  # SQLite's truth is a number
+        columns = schema.TABLES[table]
+        shape = Shape(table, tuple(columns), replaces=True)
+        for row in store.cursor().execute(f"SELECT {', '.join(columns)} FROM {table} WHERE {condition}"):
+            batch.insert(shape, map(schema.storable, columns.values(), row))  # SQLite's truth is a number
     return batch
 
 
@@ -210,8 +218,9 @@ def _masked(record: tracing.Record, *bodies: str | None) -> tuple[str | None, ..
     if (params := record.call.params) is not None:
         said["params"] = params.decode("utf-8", "replace")
     if (headers := record.headers) is not None:
-        record.headers = None
         said["response_headers"] = _kept_headers(headers)
+        if record.ended:  # else they are still to tell the cost
+            record.headers = None
     texts = [text for name in _SAID if (text := said.get(name)) is not None]
     # One search through all of them spares nearly every record the others.
     try:

@@ -76,6 +76,7 @@ class Selection:
             is_usable = cell is None or (isinstance(cell, str) and len(cell) <= LONGEST)
         if not is_usable:
             raise UsageProblem(f"cell must be a cell's number or its id; got {cell!r:.80}")
+        self._scope()  # raises what can't be used here, and not in the log's thread
 
     @property
     def is_wide(self) -> bool:
@@ -99,9 +100,13 @@ class Selection:
         if self.errors:
             conditions.append("status = 'error'")
         if self.cell is not None:
-            is_id = isinstance(self.cell, str)
-            conditions.append("cell_id = :cell" if is_id else "execution_count = :cell")
-            values["cell"] = self.cell if is_id else int(self.cell)
+            given = str(self.cell)
+            number = re.fullmatch(r"\[(\d{1,9})\]|(\d{1,9})", given)  # "[3]" is how sessions() shows it
+            meant = ["execution_count = :number"] if number else []
+            if isinstance(self.cell, str):  # a front end's id may be digits alone
+                meant.append("cell_id = :cell")
+            conditions.append(f"({' OR '.join(meant)})")
+            values |= {"cell": given, "number": int(number[1] or number[2]) if number else None}
         if self.search:
             like = 'COLLATE "C" ILIKE' if is_postgres else "LIKE"  # ASCII's capitals alone, as in SQLite
             # Answers are kept as they came, and the JSON of some servers has only ASCII.

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import aiohttp
 
@@ -248,7 +249,7 @@ def _usable(name: str, value: Any, source: str, where: str) -> dict[str, tuple[A
             value = _log_of_project(value, os.path.dirname(source))
         return {name: (_checked(name, value), source)}
     except UsageProblem as problem:
-        warn_once(f"{where}: {problem}. It does not count")
+        warn_once(f"{where} has a setting that does not count: {problem}")
         return {}
 
 
@@ -327,6 +328,12 @@ class Address(str):
 def without_password(address: str) -> str:
     """A log's address as it may be shown."""
     return re.sub(r"^([\w+]+://[^:@/?]*):.*@", r"\1:***@", re.sub(r"(password=)[^&]*", r"\1***", address))
+
+
+def password_in(address: str) -> str | None:
+    """The password in a log's address."""
+    found = re.match(r"[\w+]+://[^:@/?]*:(.*)@", address) or re.search(r"[?&]password=([^&]*)", address)
+    return unquote(found[1]) if found else None
 
 
 def _checked_log(value: Any) -> str | None:

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import shutil
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,14 +20,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from . import masking, schema
-from .settings import without_password
+from . import schema
+from .settings import password_in, without_password
 
 LOCKED_SECONDS = 5.0
 """How long a lock, or a server that does not answer, is waited for."""
 
-_OF_VALUES = ("22", "23", "42804")
-"""How an SQLSTATE that tells of a value begins: data exceptions, violated constraints, another type."""
+_OF_VALUES = ("22", "23", "42804", "54")
+"""How an SQLSTATE that tells of a value begins: wrong data, violated constraints, another type, too long."""
 
 
 class Store(abc.ABC):
@@ -157,12 +158,10 @@ class SQLite(Store):
         self.connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     def is_at_fault(self, error: Exception) -> bool:
-        import sqlite3
-
         return type(getattr(error, "orig", error)) in (sqlite3.OperationalError, sqlite3.DatabaseError)
 
     def is_passing(self, error: Exception) -> bool:
-        return "locked" in str(error)
+        return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
     def is_gone(self, error: Exception) -> bool:
         return self.place is not None and _is_damage(error)
@@ -182,12 +181,8 @@ class SQLite(Store):
             if self.place is not None and not is_wal:
                 run("PRAGMA journal_mode = DELETE").close()  # VACUUM's commit takes the journal away
             run("VACUUM")
-            if is_wal:
-                run("PRAGMA wal_checkpoint(TRUNCATE)").close()
-            return True
-        except sa.exc.OperationalError as error:
-            if not self.is_passing(error):
-                raise
+            return not is_wal or run("PRAGMA wal_checkpoint(TRUNCATE)").scalar() == 0
+        except sa.exc.OperationalError:  # others are at work in it, or there is no room for a copy
             return False
         finally:
             if self.place is not None and not is_wal:
@@ -201,8 +196,6 @@ class PostgreSQL(Store):
 
     def __init__(self, url: str) -> None:
         parsed = sa.make_url(url).set(drivername="postgresql+psycopg")
-        for secret in (parsed.password, parsed.query.get("password")):
-            masking.keep_secret(secret if isinstance(secret, str) else None)
         # A server that is there, and says nothing, must not hold up the cells for longer than a lock.
         silence = {"connect_timeout": int(LOCKED_SECONDS), "tcp_user_timeout": int(LOCKED_SECONDS * 1000)}
         alive = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
@@ -273,13 +266,21 @@ def open_store(address: str | None, tell: Callable[[str], None]) -> Store:
     return SQLite(address)
 
 
-def reason(error: Exception) -> str:
-    """Why the database can't be used, in one line."""
-    return (str(getattr(error, "orig", None) or error).splitlines() or [type(error).__name__])[0]
+def reason(error: Exception, address: str | None = None) -> str:
+    """Why the database can't be used, in one line, without the password in its address."""
+    said = str(getattr(error, "orig", None) or error).splitlines() or [type(error).__name__]
+    secret = password_in(address or "")
+    return said[0].replace(secret, "***") if secret else said[0]
 
 
 def _is_damage(error: Exception) -> bool:
-    return "not a database" in str(error) or "malformed" in str(error)
+    return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _code(error: Exception) -> int:
+    """SQLite's primary result code; -1 where it is none of its errors."""
+    code = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)
+    return -1 if code is None else code & 0xFF
 
 
 def _identity(path: str) -> tuple[int, int] | None:
@@ -298,8 +299,8 @@ def _put_aside(path: str, file: tuple[int, int] | None, tell: Callable[[str], No
         aside = f"{path}.corrupt-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         # A copy: kernels that have the file open would take the new one's journal for its own, and roll that
         # back into it (sqlite.org/howtocorrupt.html, 4.2).
+        _create_private(aside)
         shutil.copyfile(path, aside)
-        os.chmod(aside, 0o600)
         # The database last: another kernel would take a new one beside the old one's journal for damaged too.
         for end in ("-journal", "-wal", "-shm"):
             if os.path.exists(path + end):
@@ -318,7 +319,8 @@ def _one_at_a_time(folder: str) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # NFS has none for folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
@@ -331,8 +333,6 @@ def journal_mode(path: str) -> str:
     bug"), and needs memory that its users share, which no network file system gives. A journal that grows and
     shrinks with each batch would take the kernel a sixth longer than one that stays.
     """
-    import sqlite3
-
     is_safe = sqlite3.sqlite_version_info >= (3, 51, 3) and not is_remote(path)
     return "WAL" if is_safe else "PERSIST"
 

@@ -189,6 +189,12 @@ class Record:
             if call.queued_ms is not None:
                 self.queued_ms = call.queued_ms
 
+    def cost(self) -> float | None:
+        """`cost_usd`, looked up here where the log has not come to it yet."""
+        if self.cost_usd is None and self.wire_ended is not None and _state.price is not None:
+            _state.price(self)
+        return self.cost_usd
+
     def __repr__(self) -> str:
         took = "" if self.duration_ms is None else f", {self.duration_ms:.0f} ms"
         tokens = "" if self.input_tokens is None else f", {self.input_tokens}→{self.output_tokens} tokens"
@@ -227,6 +233,7 @@ class _State:
         self.on_connection: list[Callable[[Connection, bool], None]] = []
         self.running: set[Record] = set()
         self.connections: dict[str, Connection] = {}
+        self.price: Callable[[Record], None] | None = None
         self.call_numbers = itertools.count(1)
         self.request_numbers = itertools.count(1)
         self.connection_numbers = itertools.count(1)
@@ -265,6 +272,11 @@ def unsubscribe(
     _state.on_request = [one for one in _state.on_request if one != on_request]
     _state.on_connection = [one for one in _state.on_connection if one != on_connection]
     _state.on_begin = [one for one in _state.on_begin if one != on_begin]
+
+
+def price_with(price: Callable[[Record], None]) -> None:
+    """Have `price` fill in what a request cost, where somebody asks."""
+    _state.price = price
 
 
 def running() -> list[Record]:

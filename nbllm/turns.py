@@ -126,7 +126,12 @@ class _Call:
         """The turn that follows on `last`, the one before it that is shown."""
         count, _ = known.follow(self)
         new = self.messages[count:]
-        is_same = last is not None and (last.keys, last.row["run_id"]) == (self.keys, self.row["run_id"])
+        # Side by side with another model; the same model is asked anew, as for samples.
+        is_same = (
+            last is not None
+            and (last.keys, last.row["run_id"]) == (self.keys, self.row["run_id"])
+            and last.row["request_model"] != self.row["request_model"]
+        )
         if not new and not is_same:  # asked before, but the reader has seen something else since
             new = self.messages[-1:]
         told = [] if last is None else list(map(_key, last.system))

@@ -242,7 +242,7 @@ class ChatCompletion(Object):
     @property
     def cost_usd(self) -> float | None:
         """The price of this answer in US dollars; None where it is not known."""
-        return getattr(self.request, "cost_usd", None)
+        return None if self.request is None else self.request.cost()
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return mimebundle(self.text, self)

@@ -328,7 +328,10 @@ def test_export_writes_requests_and_the_conversation(kernel: Kernel) -> None:
         {"role": "assistant", "content": "Otters, “quoted”"},
     ]
     talk = (folder / "talk.md").read_text()
-    assert talk == "**user**: Otters, “quoted”\n\n**assistant**: Otters, “quoted”\n"
+    heading, line, question, answer = talk.strip().split("\n\n")
+    assert heading.startswith("1 request · gpt-4o-mini · ")
+    assert "gpt-4o-mini · 11→5 tok" in line
+    assert (question, answer) == ("> Otters, “quoted”", "Otters, “quoted”")
     fails(kernel.run("%nbllm export talk.txt"), ".*PATH.csv or PATH.jsonl.*; got 'talk.txt'")
     assert not (folder / "talk.txt").exists()
     for path in ("nowhere/talk.md", "nowhere/requests.csv"):

@@ -319,7 +319,7 @@ EXAMPLES = {
         messages = [{"role": "user", "content": "hello, write a 20 page essay"}]
         for stream in (False, True):
             try:
-                for chunk in litellm.completion("openai/hang", messages, timeout=0.05, stream=stream):
+                for chunk in litellm.completion("openai/hang", messages, timeout=0.5, stream=stream):
                     print(chunk)
             except litellm.exceptions.Timeout as e:
                 print(type(e).__name__, e.status_code, e.llm_provider, e.model, bool(e.message))

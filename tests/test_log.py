@@ -316,7 +316,7 @@ async def test_rows_written_before_the_trouble_stay_in_the_views(
     (connection,) = connection_rows()
     assert connection.requests == 3
     contents = log.read(lambda c: c.exec_driver_sql("SELECT count(*) FROM contents").scalar())
-    assert contents == 3
+    assert contents == 2  # what was said before is much, and safe in the file
     (warning,) = warned()
     assert "disk I/O error" in warning
     assert table(log_path, "SELECT count(*) FROM requests") == [(1,)]

@@ -80,7 +80,7 @@ def send(tracer_provider: TracerProvider | None = None, *, content: bool = False
     twice gives every span twice.
 
     Args:
-        tracer_provider: As for `install`.
+        tracer_provider: As for `install`; None for the one that is installed, where one is.
         content: As for `install`.
         **filters: Which requests: those of `nbllm.requests`.
 
@@ -90,7 +90,11 @@ def send(tracer_provider: TracerProvider | None = None, *, content: bool = False
     Raises:
         UsageProblem: OpenTelemetry's SDK is not installed, or an argument can't be used.
     """
-    provider, is_ours = _provider(tracer_provider)
+    live = _state.live
+    if tracer_provider is None and live is not None:
+        provider, is_ours = live.provider, False  # it goes on with it
+    else:
+        provider, is_ours = _provider(tracer_provider)
     content = content or _content_is_wanted()
     try:
         tracer = _tracer(provider)
@@ -163,8 +167,9 @@ _state = kept(__name__, _State)
 
 
 def _after_fork() -> None:
-    if _state.live is not None:  # its thread did not come along, and the queue's lock may be held for ever
-        _state.live.start()
+    if (live := _state.live) is not None:
+        live.parents.clear()  # those requests end in the parent
+        live.start()  # its thread did not come along, and the queue's lock may be held for ever
 
 
 def _provider(given: TracerProvider | None) -> tuple[TracerProvider, bool]:
