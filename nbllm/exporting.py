@@ -59,7 +59,10 @@ def export(path: str | os.PathLike[str], *, content: bool = False, **filters: An
         UsageProblem: The ending is of no format, a filter can't be used, no request matches, the file can't
             be written, or pyarrow is missing.
     """
-    target = Path(path).expanduser()
+    try:
+        target = Path(path).expanduser()
+    except (TypeError, RuntimeError) as error:
+        raise UsageProblem(f"{path!r} is no path that can be written to: {error}") from None
     write = FORMATS.get(target.suffix.lower())
     if write is None:
         raise UsageProblem(f"export writes {', '.join(FORMATS)}; got {os.fspath(path)!r}")
@@ -90,7 +93,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except BaseException as error:
         if temporary is not None:
             os.unlink(temporary)
-        if isinstance(error, (OSError, ValueError)) and not isinstance(error, UsageProblem):
+        if isinstance(error, (OSError, ValueError, RuntimeError)) and not isinstance(error, UsageProblem):
             reason = getattr(error, "strerror", None) or error
             raise UsageProblem(f"{path} can't be written: {reason}") from None
         raise

@@ -51,14 +51,20 @@ def rename_session(session_id: str, new: str) -> int:
         _run(connection, f"DELETE FROM tags WHERE {of_session}", values)
         return _run(connection, f"UPDATE requests SET session_id = :new WHERE {of_session}", values)
 
+    def again(connection: sa.Connection) -> int:
+        """What has ended meanwhile."""
+        mine = "kernel_id = :kernel AND owner = :owner AND session_id = :old"
+        here = {**values, "kernel": tagging.kernel_id()}
+        return _run(connection, f"UPDATE requests SET session_id = :new WHERE {mine}", here)
+
     count = log.change(job)
+    tagging.rename_session(session_id, new)
     for record in tracing.running():
         if record.session_id == session_id:
             record.session_id = record.call.session_id = new  # also that of the attempts to come
-    tagging.rename_session(session_id, new)
     asking.rename_session(session_id, new)
     responding.rename_session(session_id, new)
-    return count
+    return count + log.change(again)
 
 
 def tag_session(session_id: str, *tags: str, remove: Sequence[str] = ()) -> list[str]:
@@ -77,8 +83,8 @@ def tag_session(session_id: str, *tags: str, remove: Sequence[str] = ()) -> list
     """
     taken = [remove] if isinstance(remove, str) else list(remove)
     for tag in (*tags, *taken):
-        if not isinstance(tag, str) or not tag.strip() or "," in tag:
-            raise UsageProblem(f"a tag is a text without commas such as 'final'; got {tag!r}")
+        if not isinstance(tag, str) or not tag.strip() or "," in tag or len(tag) > 200:
+            raise UsageProblem(f"a tag is a text of up to 200 characters, without commas; got {tag!r:.80}")
 
     def job(connection: sa.Connection) -> list[str]:
         _check(session_id, _sessions(connection), is_current=True)
@@ -167,6 +173,8 @@ def prune(older_than: Since) -> int:
         UsageProblem: `older_than` can't be understood.
     """
     values = {"time": moment(older_than)}
+    if values["time"] > time.time():
+        raise UsageProblem(f"older_than is a time in the past; {older_than!r} is in the future")
 
     def job(connection: sa.Connection) -> int:
         lives.bury(connection)

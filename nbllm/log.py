@@ -34,6 +34,9 @@ ALIVE_SECONDS = 10.0
 """How often a kernel says that it lives, while it has something to write."""
 RETRY_SECONDS = 60.0
 """How long rows stay in memory before a database that failed is tried again; each time twice as long."""
+LONGEST_RETRY_SECONDS = 600.0
+CLOSE_SECONDS = 10.0
+"""How long the end of a process may wait for a database that does not answer."""
 FORK_SECONDS = 5.0
 """How long a fork may wait for the writer to come to rest."""
 
@@ -57,6 +60,7 @@ class Log:
         self.noted: set[int] = set()  # requests of which a row tells that they run
         self.retry_at: float | None = None  # set while rows are in memory because the database failed
         self.retry_seconds = RETRY_SECONDS
+        self.copied: set[int] = set()  # requests in memory that the database has, as it had them then
 
     # -- called from anywhere --------------------------------------------------------------------
 
@@ -103,7 +107,10 @@ class Log:
 
         def run() -> T:
             if self.retry_at is not None:
+                due = self.retry_at, self.retry_seconds
                 self._return()
+                if self.retry_at is not None:  # a try that the user asked for puts off none of ours
+                    self.retry_at, self.retry_seconds = due
             result = self._do(changing)
             if erase and self.store is not None and not self.store.erase():
                 self.problems.append(
@@ -122,7 +129,10 @@ class Log:
     def close(self) -> None:
         """Write what is left and close the database; what comes later opens it again."""
         if self.thread is not None or self.queue:
-            self.run(self._finish)
+            try:
+                self.run(self._finish, CLOSE_SECONDS)
+            except TimeoutError:  # a process must be able to end
+                pass
 
     def _start(self) -> None:
         with self.lock:
@@ -233,17 +243,21 @@ class Log:
             UsageProblem: The database can't be asked now.
         """
         self._note_running(0)
-        store = self._open()
-        try:
-            return job(store)
-        except Exception as error:
-            if store.is_gone(error):
-                self._begin_again()
-                return job(self._open())
-            if not store.is_passing(error):
-                raise
-            reason = self._reason(error)
-            raise UsageProblem(f"the log at {store.place} can't be asked now ({reason}): try again") from None
+        for attempt in (1, 2, 3):
+            store = self._open()
+            try:
+                return job(store)
+            except Exception as error:
+                if not store.is_at_fault(error):
+                    raise
+                if attempt < 3 and store.is_gone(error):
+                    self._begin_again()
+                elif attempt == 3 or not store.is_passing(error):
+                    where, reason = store.place, self._reason(error)
+                    raise UsageProblem(
+                        f"the log at {where} can't be asked now ({reason}): try again"
+                    ) from None
+        raise AssertionError("the third attempt ends it")
 
     def _open(self) -> Store:
         if self.retry_at is not None and time.monotonic() >= self.retry_at:
@@ -268,7 +282,8 @@ class Log:
             batch = rows.Batch()
             for connection in tracing.connections():  # opened while another log was in use
                 batch.add_connection(connection)
-            batch.write(store)
+            if batch.newest:
+                batch.write(store)
             lives.bury(store.connection)
         except BaseException:
             store.close()
@@ -291,7 +306,7 @@ class Log:
         )
         self.wanted = "unusable"
         self.retry_at = time.monotonic() + self.retry_seconds
-        self.retry_seconds *= 2
+        self.retry_seconds = min(2 * self.retry_seconds, LONGEST_RETRY_SECONDS)
         self._replace(None, is_gone=False)
 
     @staticmethod
@@ -307,6 +322,7 @@ class Log:
             self.store = None
             try:
                 kept = rows.of_kernel(store, contents=is_gone)  # else they are much, and safe where they are
+                self.copied = set() if is_gone else rows.ended(store)
             except Exception:  # they stay where they are
                 pass
             store.close()
@@ -326,10 +342,11 @@ class Log:
             self._connect(_address(settings().log))
         except Exception:
             self.retry_at = time.monotonic() + self.retry_seconds
-            self.retry_seconds *= 2
+            self.retry_seconds = min(2 * self.retry_seconds, LONGEST_RETRY_SECONDS)
             return
         self.wanted, self.retry_seconds = settings().log, RETRY_SECONDS
         if memory is not None:
+            rows.remove(memory, self.copied)  # others may have changed or deleted them where they came from
             kept = rows.of_kernel(memory)
             memory.close()
             self._write(kept)
@@ -501,11 +518,12 @@ def _address(wanted: str | None) -> str | None:
 def _before_fork() -> None:
     # SQLite keeps the locks of a file in the memory of the process, Python those of a module being imported:
     # a child that is forked while the writer thread is at work would find the log locked for ever.
+    deadline = time.monotonic() + FORK_SECONDS
     try:
         flush(FORK_SECONDS)
     except Exception:
         pass
-    _state.is_held = _state.log.at_work.acquire(timeout=FORK_SECONDS)
+    _state.is_held = _state.log.at_work.acquire(timeout=max(0.0, deadline - time.monotonic()))
 
 
 def _after_fork() -> None:

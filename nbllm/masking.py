@@ -5,6 +5,7 @@ Owns the known keys and the pattern of others.
 
 from __future__ import annotations
 
+import json
 import re
 
 from .kept import kept
@@ -30,10 +31,16 @@ _state = kept(__name__, _State)
 
 
 def keep_secret(value: str | None) -> None:
-    """Have `value` (a key) masked wherever nbllm writes text."""
+    """Have `value` (a key) masked wherever nbllm writes text, also as JSON may write it."""
     if value and len(value) >= 6 and value not in _state.secrets:
+        plain = json.dumps(value, ensure_ascii=False)[1:-1]
+        # What PHP makes of a slash, and Go of what means something in HTML.
+        forms = {value, plain, plain.replace("/", "\\/"), plain.translate(_HTML_SAFE)}
         # The longest first, since one key may begin as another. A new tuple: other threads read this one.
-        _state.secrets = tuple(sorted({*_state.secrets, value}, key=len, reverse=True))
+        _state.secrets = tuple(sorted({*_state.secrets, *forms}, key=len, reverse=True))
+
+
+_HTML_SAFE = {ord(character): f"\\u{ord(character):04x}" for character in "<>&+"}
 
 
 def hide(text: str) -> str:

@@ -6,6 +6,7 @@ Checks them, hands them to `costs`, and prices what this kernel's log holds with
 from __future__ import annotations
 
 import numbers
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from . import costs, log, notices, tagging
@@ -71,8 +72,8 @@ def set_price(
 
 
 def _checked(which: str, value: Any) -> float:
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (is_number and 0 <= value < _MOST):
+    is_number = isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool)
+    if not (is_number and value == value and 0 <= value < _MOST):  # nan is not itself
         raise UsageProblem(
             f"{which} must be US dollars for a million tokens, from 0 up, such as 0.5; got {value!r:.80}"
         )

@@ -27,6 +27,9 @@ LARGEST_COUNT = 1 << 48
 """What a server says to be more tokens than this is no count; the database adds counts up in 64 bits."""
 
 
+LONGEST_ID = 500
+
+
 class Shape:
     """Columns of a table that rows fill together, and what follows from them.
 
@@ -96,6 +99,7 @@ class Batch:
         """
         if record.held:
             _check_counts(record)
+            _check_ids(record)
         costs.price(record)
         bodies = _masked(record, _text(record.content), _text(record.response_content))
         attributes = record.__dict__.copy()  # at one moment: a cell that prices it too may add a column
@@ -185,6 +189,15 @@ def of_kernel(store: Store, contents: bool = True) -> Batch:
     return batch
 
 
+def ended(store: Store) -> set[int]:
+    """This kernel's requests of which a store knows the end."""
+    first = tagging.first_request_id()
+    query = (
+        f"SELECT id FROM requests WHERE id BETWEEN {first} AND {first + (1 << 31) - 1} AND status IS NOT NULL"
+    )
+    return {row[0] for row in store.cursor().execute(query)}
+
+
 def remove(store: Store, ids: Iterable[int]) -> None:
     """Take the rows of these requests out of a store; where that fails, they stay."""
     try:
@@ -201,6 +214,14 @@ _SAID = (
     *("url_path", "params", "request_model", "response_model", "response_id", "provider_request_id"),
     *("finish_reason", "response_headers"),
 )
+
+
+def _check_ids(record: tracing.Record) -> None:
+    """Cut ids that a server has made longer than an index takes."""
+    said = record.__dict__
+    for name in ("response_id", "provider_request_id"):
+        if isinstance(value := said.get(name), str) and len(value) > LONGEST_ID:
+            said[name] = value[:LONGEST_ID]
 
 
 def _check_counts(record: tracing.Record) -> None:

@@ -131,7 +131,6 @@ class SQLite(Store):
 
     def __init__(self, path: str | None) -> None:
         if path is not None:
-            path = os.path.abspath(os.path.expanduser(path))
             _create_private(path)
             self.file = _identity(path)
         url = "sqlite://" if path is None else sa.URL.create("sqlite", database=path)
@@ -199,7 +198,7 @@ class PostgreSQL(Store):
         # A server that is there, and says nothing, must not hold up the cells for longer than a lock.
         silence = {"connect_timeout": int(LOCKED_SECONDS), "tcp_user_timeout": int(LOCKED_SECONDS * 1000)}
         alive = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
-        arguments = {**silence, **alive, "prepare_threshold": None}
+        arguments = {**silence, **alive, "prepare_threshold": None, "client_encoding": "utf8"}
         super().__init__(parsed, without_password(url), arguments)
 
     def _prepare(self) -> None:
@@ -222,10 +221,10 @@ class PostgreSQL(Store):
         import psycopg
 
         error = getattr(error, "orig", error)
-        if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
-            return True
-        state = getattr(error, "sqlstate", None)  # None: the driver can't put the value into words
-        return state is not None and not state.startswith(_OF_VALUES)
+        # The state first: psycopg counts a value that is too long for an index to the operational errors.
+        if (state := getattr(error, "sqlstate", None)) is not None:
+            return not state.startswith(_OF_VALUES)
+        return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
 
     def erase(self) -> bool:
         return True  # the server's own autovacuum does it
@@ -256,11 +255,14 @@ def open_store(address: str | None, tell: Callable[[str], None]) -> Store:
     if address is None:
         return SQLite(None)
     address = os.path.abspath(os.path.expanduser(address))
+    if os.path.islink(address):
+        address = os.path.realpath(address)
     file = _identity(address)
     try:
         return SQLite(address)
     except Exception as error:
-        if not _is_damage(error):
+        # A file of another kind, named by mistake, is nobody's damaged log.
+        if not _is_damage(error) or not address.endswith((".db", ".sqlite", ".sqlite3")):
             raise
         _put_aside(address, file, tell)
     return SQLite(address)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from . import fences, footers, markdown, selection, tagging
+from . import fences, footers, markdown, masking, selection, tagging
 from .contents import Message, text_of
 from .exceptions import UsageProblem, did_you_mean
 from .rendering import printable
@@ -124,7 +124,9 @@ def _blocks(transcript: Transcript, limit: int | None) -> list[list[_Piece]]:
     for turn in reversed(turns):
         if limit is not None and length >= limit:
             break
-        pieces = [(kind, _cut(text, limit)) for kind, text in _pieces(turn) if text.strip()]
+        # Masked once more: what the log keeps may be written in another way there.
+        said = [(kind, masking.redact(text)) for kind, text in _pieces(turn) if text.strip()]
+        pieces = [(kind, _cut(text, limit)) for kind, text in said]
         blocks.append([("line", lines.line(turn)), *pieces])
         length += sum(len(text) for _, text in blocks[-1])
     heading = [transcript.summary]

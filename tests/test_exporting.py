@@ -180,12 +180,17 @@ async def test_keys_stand_in_no_file(server: RawServer, tmp_path: Path, kind: st
     assert own not in text
 
 
-async def test_an_export_of_nothing_has_its_columns(tmp_path: Path) -> None:
-    names = list(nbllm.requests().columns)
-    assert nbllm.export(tmp_path / "r.jsonl").read_bytes() == b""
-    assert nbllm.export(tmp_path / "r.csv").read_bytes().decode() == ",".join(names) + "\r\n"
-    assert parquet.read_table(nbllm.export(tmp_path / "r.parquet")).column_names == names
-    assert entries(nbllm.export(tmp_path / "r.har")) == []
+@pytest.mark.parametrize("kind", FORMATS)
+async def test_an_export_of_nothing_writes_nothing(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"r.{kind}"
+    with pytest.raises(UsageProblem, match="no request matches: nothing was written"):
+        nbllm.export(path)
+    assert not path.exists()
+    path.write_text("old")
+    with pytest.raises(UsageProblem, match="no request matches"):
+        nbllm.export(path, content=True, kernel="all")
+    assert path.read_text() == "old"
+    assert [one.name for one in tmp_path.iterdir() if one.name != "log"] == [path.name]
 
 
 async def test_a_request_in_flight_is_a_row_without_a_status(server: RawServer, tmp_path: Path) -> None:
@@ -364,7 +369,10 @@ async def test_a_request_without_a_connection_was_blocked_all_the_time(tmp_path:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-async def test_the_file_is_the_owners_alone_and_takes_the_place_of_the_old(tmp_path: Path, kind: str) -> None:
+async def test_the_file_is_the_owners_alone_and_takes_the_place_of_the_old(
+    server: RawServer, tmp_path: Path, kind: str
+) -> None:
+    await nbllm.acompletion("m", "Hi", base_url=server.url("chat"))
     old, link = tmp_path / f"old.{kind}", tmp_path / f"link.{kind}"
     old.write_text("old")
     old.chmod(0o644)
@@ -390,7 +398,10 @@ def test_what_breaks_off_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_cannot_be_written_is_told(
+    server: RawServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await nbllm.acompletion("m", "Hi", base_url=server.url("chat"))
     for name in ("r.txt", "r", ".har", "r.csv.gz"):
         with pytest.raises(UsageProblem, match=r"export writes .jsonl, .ndjson, .csv, .parquet, .har; got "):
             nbllm.export(tmp_path / name)
@@ -415,5 +426,6 @@ async def test_the_command_writes_the_same(
         assert capsys.readouterr().out == f"wrote {tmp_path}/by-command.{kind}\n"
         same = words(nbllm.export(tmp_path / f"by-function.{kind}"))
         assert words(tmp_path / f"by-command.{kind}") == same
+    await nbllm.acompletion("m", "Hi", base_url=logged.url("chat"))  # in the session in force
     commands.run(f"export {tmp_path}/talk.json")
     assert stat.S_IMODE(os.stat(tmp_path / "talk.json").st_mode) == 0o600

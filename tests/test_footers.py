@@ -28,9 +28,11 @@ def test_the_kernel_s_own_session_is_not_worth_a_word() -> None:
     assert footer(record(session_id=tagging.current_session())) == "gpt-4o"
 
 
-def test_a_demo_model_is_called_one_and_costs_nothing_to_speak_of() -> None:
+def test_a_demo_model_is_called_one_and_has_a_price_where_one_was_set() -> None:
     line = footer(record(**WHOLE, provider="demo", request_model="small"))
-    assert line.startswith("demo/small (demo model) · review · 412→96 tok · 1.8 s")
+    assert line.startswith("demo/small (demo model) · review · 412→96 tok · $0.0011 · 1.8 s")
+    unpriced = footer(record(**WHOLE | {"cost_usd": None}, provider="demo", request_model="small"))
+    assert unpriced.startswith("demo/small (demo model) · review · 412→96 tok · 1.8 s")
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,8 @@ def test_a_sum_with_an_unknown_part_is_unknown() -> None:
     unpriced = record(**{**WHOLE, "cost_usd": None, "input_tokens": None}, status="ok")
     assert summary([ok, unpriced]) == "2 requests · gpt-4o · review · 192 tok out"
     row = SimpleNamespace(**{**WHOLE, "status": "ok", "provider": "demo"}, request_model="m", session_id="s")
+    assert summary([row]) == "1 request · demo/m · s · 412→96 tok · $0.0011"
+    row.cost_usd = None
     assert summary([row]) == "1 request · demo/m · s · 412→96 tok"
 
 

@@ -281,7 +281,7 @@ def test_tags_are_added_and_taken_away(any_log: str) -> None:
     assert nbllm.sessions().tags.tolist() == [""]
 
 
-@pytest.mark.parametrize("tag", ["", " ", "a,b", ",", None, 7, ["a"], b"a"], ids=repr)
+@pytest.mark.parametrize("tag", ["", " ", "a,b", ",", None, 7, ["a"], b"a", "x" * 201])
 @pytest.mark.parametrize("is_removed", [False, True])
 def test_what_is_no_tag_is_refused(any_log: str, tag: Any, is_removed: bool) -> None:
     own_request()
@@ -291,7 +291,7 @@ def test_what_is_no_tag_is_refused(any_log: str, tag: Any, is_removed: bool) -> 
     assert tags("review") == "there"
 
 
-@pytest.mark.parametrize("tag", ["\0", "\ud83d", "x" * 100_000, "😀", "a\nb"])
+@pytest.mark.parametrize("tag", ["\0", "\ud83d", "x" * 200, "😀", "a\nb"])
 def test_odd_tags_are_kept_as_far_as_they_can_be(any_log: str, tag: str) -> None:
     own_request()
     (kept,) = nbllm.tag_session("review", tag)

@@ -12,6 +12,7 @@ import io
 import json
 import math
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -217,7 +218,7 @@ def test_answers_are_joined() -> None:
         openai_embeddings.embedding_response(embeddings(*rows)) for rows in ([[1.0], [2.0]], [vector(3)])
     ]
     for cost, part in enumerate(parts):
-        part.__dict__["_request"] = SimpleNamespace(cost_usd=cost + 0.5)
+        part.__dict__["_request"] = SimpleNamespace(cost=partial(float, cost + 0.5))
     whole = openai_embeddings.joined(parts)
     assert whole.array.tolist() == [[1.0], [2.0], [3.0]]
     assert [row.index for row in whole.data] == [0, 1, 2]

@@ -262,6 +262,6 @@ def test_an_error_of_the_database_names_no_value(postgres: Postgres, postgres_ur
     assert nbllm.requests(search="sk-planted-in-a-search").empty
     database = sa.make_url(postgres_url).database or ""
     postgres.run("DROP TABLE nbllm.contents", database)
-    with pytest.raises(sa.exc.ProgrammingError) as raised:
+    with pytest.raises(nbllm.UsageProblem, match="contents") as raised:
         nbllm.requests(search="sk-planted-in-a-search")
     assert "planted" not in str(raised.value)

@@ -7,7 +7,6 @@ import copy
 import datetime
 import pickle
 import re
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -20,6 +19,7 @@ from nbllm.exceptions import UsageProblem
 from nbllm.media import Image, ImagesResponse, Speech, Transcription, audio_extension
 from nbllm.results import ModelInfo, ModelList
 from nbllm.types import decoder
+from tests.records import record
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
 JPEG = b"\xff\xd8\xff\xe0" + bytes(20)
@@ -124,16 +124,16 @@ def test_an_embedding_holds_nothing_else(value: Any) -> None:
 def test_a_result_knows_its_request_and_price() -> None:
     answer = Transcription(text="Hi")
     assert (answer.request, answer.requests, answer.cost_usd) == (None, (), None)
-    record = SimpleNamespace(cost_usd=0.25)
-    answer.__dict__["_request"] = record
-    assert answer.request is record
+    asked = record(cost_usd=0.25)
+    answer.__dict__["_request"] = asked
+    assert answer.request is asked
     assert answer.cost_usd == 0.25
     assert "_request" not in answer
     assert pickle.loads(pickle.dumps(answer)).request is None
 
 
 def test_the_price_of_several_requests_is_their_sum() -> None:
-    records = (SimpleNamespace(cost_usd=0.25), SimpleNamespace(cost_usd=0.5))
+    records = (record(cost_usd=0.25), record(cost_usd=0.5))
     answer = EmbeddingResponse()
     answer.__dict__["_request"] = records
     assert answer.request is records[0]

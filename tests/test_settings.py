@@ -143,7 +143,11 @@ def test_an_empty_variable_counts_as_not_set(text: str, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("NBLLM_MAX_ROWS", "many", "NBLLM_MAX_ROWS: max_rows must be a whole number of rows, .*got 'many'"),
+        (
+            "NBLLM_MAX_ROWS",
+            "many",
+            "NBLLM_MAX_ROWS has a setting that does not count: max_rows must be .*got 'many'",
+        ),
         ("NBLLM_NUM_RETRIES", "-1", "num_retries must be a whole number, 0 for none; got -1"),
         ("NBLLM_FORMAT", "jsn", "format must be one of md, .*; got 'jsn'; did you mean 'json'"),
         ("NBLLM_CONTENT", "maybe", "content must be True or False; got 'maybe'"),
@@ -211,8 +215,8 @@ def test_a_folder_that_is_gone_has_no_project(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("max_rows = 'x'", r"\[tool.nbllm\]: max_rows must be a whole number of rows, 1 or more; got 'x'"),
-        ("max_row = 5", r"\[tool.nbllm\]: no setting is called 'max_row'; did you mean 'max_rows'"),
+        ("max_rows = 'x'", r"\[tool.nbllm\] has a setting that does not count: max_rows must be .*; got 'x'"),
+        ("max_row = 5", r"\[tool.nbllm\] has .*: no setting is called 'max_row'; did you mean 'max_rows'"),
         ("aliases = { a = 'b', b = 'a' }", "aliases lead in a circle: a → b → a"),
     ],
 )

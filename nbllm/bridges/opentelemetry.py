@@ -253,4 +253,4 @@ def _send_off(provider: Any, for_good: bool) -> None:
     if for_good:
         provider.shutdown()
     elif hasattr(provider, "force_flush"):  # a provider of the API alone has none
-        provider.force_flush()
+        provider.force_flush(int(LAST_SECONDS * 1000))
