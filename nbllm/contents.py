@@ -1,6 +1,7 @@
 """What the log keeps of requests and answers, in whatever wire format, as OpenAI's chat messages.
 
-Owns `messages_of`, `answer_of` and `text_of`. Pure; called by `transcripts`. Who answered does not say in
+Owns `messages_of`, `answer_of` and `text_of`. Pure; called by `turns`, `transcripts` and the
+bridges. Who answered does not say in
 which format an answer is kept (a stream is in OpenAI's), so the shape decides. The log may hold anything, as
 from an older nbllm: what is not understood is passed over, and nothing here raises.
 """

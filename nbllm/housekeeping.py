@@ -79,7 +79,7 @@ def tag_session(session_id: str, *tags: str, remove: Sequence[str] = ()) -> list
         Its tags, in order.
 
     Raises:
-        UsageProblem: There is no such session, or a tag is no text, is empty, or holds a comma.
+        UsageProblem: There is no such session, or a tag is no text, empty, too long, or holds a comma.
     """
     taken = [remove] if isinstance(remove, str) else list(remove)
     for tag in (*tags, *taken):
@@ -129,9 +129,11 @@ def delete_session(session_id: str) -> int:
 
 
 def forget(*request_ids: str | Iterable[str]) -> int:
-    """Delete requests with all that was said in them, as if they had not been; nothing stays on the disk.
+    """Delete requests with all that was said in them, as if they had not been.
 
-    What follows in a conversation repeats what was said before: `delete_session` deletes all of it.
+    Nothing of them stays on the disk (PostgreSQL sees to that in its own time; where other kernels are in the
+    way, a warning says so). What follows in a conversation repeats what was said before:
+    `delete_session` deletes all of it.
 
     Args:
         *request_ids: Of `nbllm.requests()`, or `answer.request_id`; a column of them is fine.
@@ -170,7 +172,7 @@ def prune(older_than: Since) -> int:
         The number of requests deleted.
 
     Raises:
-        UsageProblem: `older_than` can't be understood.
+        UsageProblem: `older_than` can't be understood, or lies in the future.
     """
     values = {"time": moment(older_than)}
     if values["time"] > time.time():

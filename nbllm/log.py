@@ -237,7 +237,7 @@ class Log:
             self.seen_at = time.time()
 
     def _do(self, job: Callable[[Store], T]) -> T:
-        """Run a job on the database, once more where that must be opened anew.
+        """Run a job on the database, again where that must be opened anew, or others hold it for a moment.
 
         Raises:
             UsageProblem: The database can't be asked now.
@@ -346,17 +346,22 @@ class Log:
             return
         self.wanted, self.retry_seconds = settings().log, RETRY_SECONDS
         if memory is not None:
-            rows.remove(memory, self.copied)  # others may have changed or deleted them where they came from
-            kept = rows.of_kernel(memory)
+            kept = self._only_in_memory(memory)
             memory.close()
             self._write(kept)
+
+    def _only_in_memory(self, memory: Store) -> rows.Batch:
+        """This kernel's rows without those that were copied: others may have changed them where they are."""
+        rows.remove(memory, self.copied)
+        self.copied.clear()
+        return rows.of_kernel(memory)
 
     def _move(self) -> None:
         """Go over to the log that the settings now name. Rows that are nowhere but in memory go along."""
         kept = None
         if (store := self.store) is not None:
             if store.place is None:
-                kept = rows.of_kernel(store)
+                kept = self._only_in_memory(store)
             else:  # they will end in the other log
                 rows.remove(store, self.noted)
                 self.noted.clear()

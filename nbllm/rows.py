@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 ROWS_A_STATEMENT = 40
 LARGEST_COUNT = 1 << 48
 """What a server says to be more tokens than this is no count; the database adds counts up in 64 bits."""
-
-
 LONGEST_ID = 500
+"""How much of an id that a server gives is kept: an index takes no more than a few thousand characters."""
 
 
 class Shape:
@@ -205,7 +204,7 @@ def remove(store: Store, ids: Iterable[int]) -> None:
             for number in ids:
                 store.cursor().execute(f"DELETE FROM requests WHERE id = {store.mark}", (number,))
     except Exception as error:
-        warn_once(f"{store.place} still tells of running requests: {error!r}")
+        warn_once(f"rows that belong elsewhere stay in the log at {store.place or 'memory'}: {error!r}")
 
 
 _COUNTS = tuple(name for name in schema.REQUESTS if name.endswith("_tokens"))

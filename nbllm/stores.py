@@ -340,18 +340,8 @@ def journal_mode(path: str) -> str:
 
 
 _REMOTE = (
-    "nfs",
-    "cifs",
-    "smb",
-    "fuse",
-    "9p",
-    "afs",
-    "lustre",
-    "gpfs",
-    "ceph",
-    "glusterfs",
-    "beegfs",
-    "virtiofs",
+    *("nfs", "cifs", "smb", "fuse", "9p", "afs", "lustre"),
+    *("gpfs", "ceph", "glusterfs", "beegfs", "virtiofs"),
 )
 
 

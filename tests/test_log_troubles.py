@@ -536,8 +536,9 @@ async def test_what_no_request_matches_is_not_exported(server: RawServer, tmp_pa
 # -- what a breaker found --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("how", ["by itself", "by configure"])
 async def test_what_others_change_while_rows_are_in_memory_stays_changed(
-    server: RawServer, log_path: Path, monkeypatch: pytest.MonkeyPatch
+    how: str, server: RawServer, log_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stores, "LOCKED_SECONDS", 0.05)
     for session_id in ("old", "forgotten"):
@@ -552,7 +553,10 @@ async def test_what_others_change_while_rows_are_in_memory_stays_changed(
         other.execute("UPDATE requests SET session_id = 'renamed' WHERE session_id = 'old'")
         other.execute("DELETE FROM requests WHERE session_id = 'forgotten'")
         other.commit()
-    try_again_soon()
+    if how == "by itself":
+        try_again_soon()
+    else:
+        nbllm.configure(log=log_path)
     assert {row.session_id for row in request_rows()} == {"renamed", "late"}
     log.flush()
     assert sorted(table(log_path, "SELECT session_id FROM requests")) == [("late",), ("renamed",)]
