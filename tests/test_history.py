@@ -16,7 +16,9 @@ def shell() -> Iterator[InteractiveShell]:
     config = Config()
     config.HistoryManager.enabled = False
     InteractiveShell.clear_instance()
-    yield InteractiveShell.instance(config=config)
+    shell = InteractiveShell.instance(config=config)
+    shell.history_manager.outputs.clear()  # IPython keeps them by class: those of another test's shell are there, too
+    yield shell
     InteractiveShell.clear_instance()
 
 
