@@ -6,6 +6,7 @@ in flight, whose status is null. Called by `frames`, `transcripts`, `exporting` 
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import numbers
@@ -83,6 +84,19 @@ class Selection:
         """Whether other kernels are meant too."""
         alone = self.kernel is None and self.since is None and self.notebook is None
         return not alone and self.kernel != tagging.kernel_id()
+
+    def __str__(self) -> str:
+        """What is meant, in words: "all kernels · since 7d · session review"."""
+        narrow = "this kernel" if self.kernel in (None, tagging.kernel_id()) else f"kernel {self.kernel}"
+        parts = ["all kernels" if self.is_wide and self.kernel in (None, "all") else narrow]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is None or value is False or field.name == "kernel":
+                continue
+            words = {"search": "with", "errors": "errors only", "latest": "last run of each cell"}
+            word = words.get(field.name, field.name)
+            parts.append(word if value is True else f"{word} {value}")
+        return " \N{MIDDLE DOT} ".join(parts)
 
     def where(self, is_postgres: bool) -> tuple[str, dict[str, Any]]:
         """What stands after WHERE, and its values by their names."""
