@@ -33,6 +33,7 @@ from nbllm import (
 )
 from nbllm.providers import PROVIDERS
 from nbllm.servers.demo import DemoServer
+from tests.lab import browser, lab, lab_demo, lab_folder, page  # noqa: F401 (fixtures)
 from tests.postgres import Postgres
 from tests.servers import RawServer
 

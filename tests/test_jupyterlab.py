@@ -5,33 +5,31 @@ Where a test needs an answer of its own making, the raw server gives it.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
 
 import nbllm
 from nbllm.servers.demo import DemoServer
 from tests import servers
+from tests.lab import (
+    ALL_DONE,
+    IDLE,
+    open_notebook,
+    output,
+    run_all,
+    run_first_cell,
+    save,
+    wait_for_text,
+    watch,
+    watched,
+)
 from tests.servers import Exchange, RawServer
 
 pytestmark = pytest.mark.browser
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
-IDLE = "text='Python 3 (ipykernel) | Idle'"
-ALL_DONE = """() => {
-    const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.textContent);
-    return prompts.length > 0 && prompts.every(text => /\\[\\d+\\]/.test(text));
-}"""
 
 
 async def thinks(x: Exchange) -> None:
@@ -50,145 +48,15 @@ async def thinks(x: Exchange) -> None:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[DemoServer]:
-    with DemoServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def raw() -> Iterator[RawServer]:
     with RawServer(behaviours={"thinks": thinks}) as running:
         yield running
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("notebooks")
-
-
-@pytest.fixture(scope="module")
-def lab(server: DemoServer, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """JupyterLab's URL, with settings of its own."""
-    home = tmp_path_factory.mktemp("jupyter")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        "NBLLM_DEMO_URL": server.url,
-        "NBLLM_LOG_PATH": str(home / "log.db"),
-        "NBLLM_MODEL": "demo/small",
-        "JUPYTER_CONFIG_DIR": str(home / "config"),
-        "JUPYTER_DATA_DIR": str(home / "data"),
-        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
-        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
-    }
-    command = [
-        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"),
-        *("--ServerApp.port_retries=0", "--IdentityProvider.token=t", f"--ServerApp.root_dir={folder}"),
-        "--LabApp.news_url=",
-    ]
-    with subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stderr is not None
-        for line in process.stderr:  # until it listens
-            if re.search(rf"http://127\.0\.0\.1:{port}/", line):
-                break
-        drained = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
-        try:
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(20)
-            drained.wait(20)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("the browser tests need the system's Chromium (Debian: apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
-        yield chromium.new_context(viewport={"width": 1200, "height": 1600})  # whose cache the tests share
-        chromium.close()
-
-
-@pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
-    page = browser.new_page()
-    page.set_default_timeout(40_000)
-    yield page
-    page.close()
-
-
-def open_notebook(page: Any, lab: str, folder: Path, name: str, sources: list[str]) -> None:
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    book.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    nbformat.write(book, folder / name)
-    page.goto(f"{lab}/doc/tree/{name}?token=t")
-    page.wait_for_selector(IDLE)  # before that, keys run nothing
-
-
-def run_all(page: Any) -> None:
-    page.click(".lm-MenuBar-item:has-text('Run')")
-    page.click(".lm-Menu-item:has-text('Run All Cells')")
-
-
-def run_first_cell(page: Any) -> None:
-    """Run it, and go on to the second."""
-    page.locator(".jp-CodeCell").first.click()
-    page.keyboard.press("Shift+Enter")
-
-
-def watch(page: Any, selector: str) -> None:
-    """Keep each state that is seen from now on of the texts of these elements."""
-    page.evaluate(
-        """selector => {
-            const states = window.states = [];
-            const look = () => {
-                const texts = [...document.querySelectorAll(selector)].map(element => element.innerText);
-                if (JSON.stringify(texts) !== JSON.stringify(states.at(-1))) states.push(texts);
-                requestAnimationFrame(look);
-            };
-            look();
-        }""",
-        selector,
-    )
-
-
-def watched(page: Any) -> list[list[str]]:
-    """The states that `watch` has kept, in order."""
-    states: list[list[str]] = page.evaluate("window.states")
-    return states
-
-
-def save(page: Any, folder: Path, name: str) -> Path:
-    """Save the open notebook, which has this name."""
-    with page.expect_response(lambda response: response.request.method == "PUT" and name in response.url):
-        page.keyboard.press("Control+s")
-    return folder / name
-
-
-def wait_for_text(page: Any, cell: int, text: str) -> None:
-    page.wait_for_function(
-        "([cell, text]) => document.querySelectorAll('.jp-CodeCell')[cell].innerText.includes(text)",
-        arg=[cell, text],
-    )
-
-
-def output(page: Any, cell: int) -> str:
-    """The text of a cell's output area, counted from 0."""
-    text: str = page.locator(".jp-CodeCell").nth(cell).locator(".jp-OutputArea").inner_text()
-    return text
-
-
 def test_run_all_with_everything_queued_streams_answers_and_tells_the_connections(
-    page: Any, lab: str, folder: Path, server: DemoServer
+    page: Any, lab: str, lab_folder: Path, lab_demo: DemoServer
 ) -> None:
-    server.reset()
+    lab_demo.reset()
     sources = [
         "%load_ext nbllm\nimport asyncio, nbllm",
         "%%llm -s review\nName the planets in a list.",
@@ -200,7 +68,7 @@ def test_run_all_with_everything_queued_streams_answers_and_tells_the_connection
         "print(len(rows), rows.cell_id.nunique(), set(rows.cell_source), set(rows.status))",
         "print(len(nbllm.connections()), nbllm.sessions().requests.tolist())",
     ]
-    open_notebook(page, lab, folder, "run-all.ipynb", sources)
+    open_notebook(page, lab, lab_folder, "run-all.ipynb", sources)
     run_all(page)
     page.wait_for_function(ALL_DONE)
 
@@ -211,29 +79,29 @@ def test_run_all_with_everything_queued_streams_answers_and_tells_the_connection
     assert "'json'" in output(page, 2)
     assert output(page, 6).split() == ["5", "5", "{'frontend'}", "{'ok'}"]
     assert output(page, 7).split("\n")[0].strip() == "1 [1, 4]"
-    counted = server.stats()
+    counted = lab_demo.stats()
     assert (counted["requests_ok"], counted["connections_with_model_requests"]) == (5, 1)
 
 
 def test_an_answer_is_seen_to_grow_and_the_stop_button_ends_the_request(
-    page: Any, lab: str, folder: Path, server: DemoServer
+    page: Any, lab: str, lab_folder: Path, lab_demo: DemoServer
 ) -> None:
-    server.reset()
+    lab_demo.reset()
     sources = [
         "%load_ext nbllm\nimport nbllm",
         "%%llm demo/stall\nTell me a story of the sea.",
         "print(nbllm.requests().status.tolist())",
         "%%llm demo/fast\nstill there?",
     ]
-    open_notebook(page, lab, folder, "stop.ipynb", sources)
+    open_notebook(page, lab, lab_folder, "stop.ipynb", sources)
     watch(page, ".jp-RenderedMarkdown")
     run_first_cell(page)
     page.keyboard.press("Shift+Enter")
     page.wait_for_function("() => states.filter(texts => texts.join().includes('sea')).length > 2")
-    server.wait_for(lambda stats: stats["requests_open"] == 1)
+    lab_demo.wait_for(lambda stats: stats["requests_open"] == 1)
 
     page.click('[data-command="notebook:interrupt-kernel"]')
-    server.wait_for(lambda stats: stats["requests_disconnected"] == 1)
+    lab_demo.wait_for(lambda stats: stats["requests_disconnected"] == 1)
     wait_for_text(page, 1, "interrupted")
     wait_for_text(page, 1, "KeyboardInterrupt")
     page.wait_for_selector(IDLE)  # until then the kernel drops what is queued, as after any error
@@ -246,9 +114,9 @@ def test_an_answer_is_seen_to_grow_and_the_stop_button_ends_the_request(
     assert "new connection: request cancelled" in output(page, 3)
 
 
-def test_a_failing_cell_stops_run_all_with_one_or_two_lines(page: Any, lab: str, folder: Path) -> None:
+def test_a_failing_cell_stops_run_all_with_one_or_two_lines(page: Any, lab: str, lab_folder: Path) -> None:
     sources = ["%load_ext nbllm", "%%llm demo/rate-limited\nhello", "print('not reached')"]
-    open_notebook(page, lab, folder, "error.ipynb", sources)
+    open_notebook(page, lab, lab_folder, "error.ipynb", sources)
     run_all(page)
     wait_for_text(page, 1, "RateLimitError")
     page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
@@ -257,16 +125,16 @@ def test_a_failing_cell_stops_run_all_with_one_or_two_lines(page: Any, lab: str,
 
 
 def test_run_all_twice_gives_the_same_conversation_and_the_same_cells(
-    page: Any, lab: str, folder: Path, server: DemoServer
+    page: Any, lab: str, lab_folder: Path, lab_demo: DemoServer
 ) -> None:
-    server.reset()
+    lab_demo.reset()
     sources = [
         "%load_ext nbllm\nimport nbllm",
         "%%llm demo/fast -s twice\nDescribe otters.",
         "%%llm demo/fast -s twice -f code\nWrite code about penguins.",
         "for message in nbllm.Chat('twice').messages:\n    print(message['role'], message['content'])",
     ]
-    open_notebook(page, lab, folder, "twice.ipynb", sources)
+    open_notebook(page, lab, lab_folder, "twice.ipynb", sources)
     run_all(page)
     page.wait_for_function("() => document.querySelectorAll('.jp-CodeCell').length === 5")
     wait_for_text(page, 4, "penguins")
@@ -289,12 +157,12 @@ def test_run_all_twice_gives_the_same_conversation_and_the_same_cells(
     assert output(page, 3).strip() == "penguins"
     assert output(page, 4) == said
     assert page.locator(".jp-CodeCell").count() == 5
-    assert server.stats()["requests_ok"] == 4
+    assert lab_demo.stats()["requests_ok"] == 4
 
 
-def test_two_models_answer_side_by_side_and_are_seen_to_grow(page: Any, lab: str, folder: Path) -> None:
+def test_two_models_answer_side_by_side_and_are_seen_to_grow(page: Any, lab: str, lab_folder: Path) -> None:
     sources = ["%load_ext nbllm", "%%llm demo/fast demo/small -s pair\nTell me a story of otters."]
-    open_notebook(page, lab, folder, "pair.ipynb", sources)
+    open_notebook(page, lab, lab_folder, "pair.ipynb", sources)
     watch(page, ".jp-RenderedHTML > div > div")
     run_all(page)
     columns = page.locator(".jp-CodeCell").nth(1).locator(".jp-RenderedHTML > div > div")
@@ -314,8 +182,8 @@ def test_two_models_answer_side_by_side_and_are_seen_to_grow(page: Any, lab: str
     assert (left["y"], left["width"], left["height"]) == (right["y"], right["width"], right["height"])
 
 
-def test_tab_completes_flags_models_and_variables(page: Any, lab: str, folder: Path) -> None:
-    open_notebook(page, lab, folder, "tab.ipynb", ["%load_ext nbllm\notters_big = otters_small = 1", ""])
+def test_tab_completes_flags_models_and_variables(page: Any, lab: str, lab_folder: Path) -> None:
+    open_notebook(page, lab, lab_folder, "tab.ipynb", ["%load_ext nbllm\notters_big = otters_small = 1", ""])
     run_first_cell(page)
     page.wait_for_selector(".jp-InputPrompt:has-text('[1]')")
     editor = page.locator(".jp-CodeCell").nth(1).locator(".cm-content")
@@ -354,7 +222,7 @@ def test_tab_completes_flags_models_and_variables(page: Any, lab: str, folder: P
     assert editor.inner_text() == "%%llm --no-history demo/small\nTell of {{otters_big"
 
 
-def test_a_saved_notebook_tells_its_requests_and_never_the_key(page: Any, lab: str, folder: Path) -> None:
+def test_a_saved_notebook_tells_its_requests_and_never_the_key(page: Any, lab: str, lab_folder: Path) -> None:
     key = "sk-typed-by-a-person-0123456789"
     sources = [
         "%load_ext nbllm\nimport nbllm, os",
@@ -364,7 +232,7 @@ def test_a_saved_notebook_tells_its_requests_and_never_the_key(page: Any, lab: s
         "%%session review\nanswer = await nbllm.acompletion('demo/fast', 'Hello')\nanswer.id[:9]",
         "print(*nbllm.requests().request_id)",
     ]
-    open_notebook(page, lab, folder, "saved.ipynb", sources)
+    open_notebook(page, lab, lab_folder, "saved.ipynb", sources)
     run_all(page)
     hidden = page.locator(".jp-CodeCell").nth(1).locator(".jp-OutputArea input[type=password]")
     hidden.fill(key)
@@ -375,7 +243,7 @@ def test_a_saved_notebook_tells_its_requests_and_never_the_key(page: Any, lab: s
     assert "'chatcmpl-'" in output(page, 4)
     assert "1 request · demo/fast · review · " in output(page, 4)
 
-    saved = save(page, folder, "saved.ipynb")
+    saved = save(page, lab_folder, "saved.ipynb")
     assert key not in page.content()
     assert key not in saved.read_text()
     told = nbllm.read_notebook(saved)
@@ -386,7 +254,7 @@ def test_a_saved_notebook_tells_its_requests_and_never_the_key(page: Any, lab: s
 
 
 def test_reasoning_is_folded_away_and_no_picture_is_loaded(
-    page: Any, lab: str, folder: Path, raw: RawServer
+    page: Any, lab: str, lab_folder: Path, raw: RawServer
 ) -> None:
     echo, thinks, picture = raw.url("echo"), raw.url("thinks"), "http://pictures.example/"
     sources = [
@@ -404,7 +272,7 @@ def test_reasoning_is_folded_away_and_no_picture_is_loaded(
         route.abort()
 
     page.route(re.compile(r"^https?://(?!127\.0\.0\.1:)"), refuse)
-    open_notebook(page, lab, folder, "pictures.ipynb", sources)
+    open_notebook(page, lab, lab_folder, "pictures.ipynb", sources)
     with page.expect_request(f"{picture}mine.png"):
         run_all(page)
     page.wait_for_function(ALL_DONE)
