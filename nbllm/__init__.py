@@ -53,11 +53,15 @@ if TYPE_CHECKING:
     from .keys import set_key
     from .notebook_file import read_notebook
     from .own_prices import set_price
+    from .pictures import waterfall
+    from .reports import Report, report
     from .responding import aresponses, responses
     from .streaming import CompletionStream
+    from .styles import Styled, styled
     from .transcripts import Transcript, transcript
     from .transport import aclose, close, shared_session
     from .types import ChatCompletion, ChatCompletionChunk
+    from .widgets import Dashboard, dashboard
 
 __version__ = "0.1.0"
 
@@ -75,12 +79,15 @@ __all__ = [
     "CompletionStream",
     "ContentPolicyViolationError",
     "ContextWindowExceededError",
+    "Dashboard",
     "InternalServerError",
     "NbllmError",
     "NotFoundError",
     "PermissionDeniedError",
     "RateLimitError",
+    "Report",
     "ServiceUnavailableError",
+    "Styled",
     "Timeout",
     "Transcript",
     "UnprocessableEntityError",
@@ -102,6 +109,7 @@ __all__ = [
     "configure",
     "connections",
     "current_session",
+    "dashboard",
     "delete_session",
     "doctor",
     "embedding",
@@ -113,6 +121,7 @@ __all__ = [
     "prune",
     "read_notebook",
     "rename_session",
+    "report",
     "requests",
     "responses",
     "session",
@@ -122,9 +131,11 @@ __all__ = [
     "set_session",
     "shared_session",
     "speech",
+    "styled",
     "tag_session",
     "transcript",
     "transcription",
+    "waterfall",
 ]
 
 
@@ -145,11 +156,15 @@ _LATE = {
         "keys": "set_key",
         "notebook_file": "read_notebook",
         "own_prices": "set_price",
+        "pictures": "waterfall",
+        "reports": "Report report",
         "responding": "aresponses responses",
         "streaming": "CompletionStream",
+        "styles": "Styled styled",
         "transcripts": "Transcript transcript",
         "transport": "aclose close shared_session",
         "types": "ChatCompletion ChatCompletionChunk",
+        "widgets": "Dashboard dashboard",
     }.items()
     for name in names.split()
 }

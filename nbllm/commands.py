@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from . import frames, log, masking, settings, tagging
 from .arguments import Words, unquoted
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from .diagnosis import Diagnosis
+    from .reports import Report
     from .transcripts import Transcript
+    from .widgets import Dashboard
 
 
 WIDEST = 40
@@ -132,10 +134,18 @@ SHOWN: dict[str, str] = {
 
 
 def _frame(name: str, value: str) -> pd.DataFrame:
-    """The frame of the function called `name`, whose arguments are options here."""
+    """The readable columns of the frame that the function called `name` gives."""
+    frame: pd.DataFrame = _asked(name, getattr(frames, name), value)
+    columns = [column for column in SHOWN[name].split() if column in frame]
+    told = [column for column in columns if not len(frame) or _tells(frame[column])]
+    digits = {name: 1 if name.endswith("_ms") else 2 for name in told if name.endswith(("_ms", "_ratio"))}
+    return frame[told].round(digits)
+
+
+def _asked(name: str, function: Callable[..., Any], value: str) -> Any:
+    """What a function gives whose arguments, filters of requests, are the options of %nbllm `name`."""
     import inspect
 
-    function: Callable[..., pd.DataFrame] = getattr(frames, name)
     defaults = {f"--{one.name}": one.default for one in inspect.signature(function).parameters.values()}
     filters: dict[str, Any] = {}
     words = Words(value)
@@ -149,17 +159,10 @@ def _frame(name: str, value: str) -> pd.DataFrame:
         filters[flag.removeprefix("--")] = is_switch or word.text
     if (cell := filters.get("cell", "")).isdecimal():
         filters["cell"] = int(cell)
-    return _shown(name, function(**filters))
+    return function(**filters)
 
 
 _SHORT = {"-s": "--session", "-k": "--kernel"}
-
-
-def _shown(name: str, frame: pd.DataFrame) -> pd.DataFrame:
-    columns = [column for column in SHOWN[name].split() if column in frame]
-    told = [column for column in columns if not len(frame) or _tells(frame[column])]
-    digits = {name: 1 if name.endswith("_ms") else 2 for name in told if name.endswith(("_ms", "_ratio"))}
-    return frame[told].round(digits)
 
 
 def _tells(column: pd.Series[Any]) -> bool:
@@ -294,6 +297,18 @@ def _transcript(value: str) -> Transcript:
     return transcript(value or None)
 
 
+def _dashboard(value: str) -> Dashboard:
+    from .widgets import dashboard
+
+    return cast("Dashboard", _asked("dashboard", dashboard, value))
+
+
+def _report(value: str) -> Report:
+    from .reports import report
+
+    return cast("Report", _asked("report", report, value))
+
+
 def _doctor(_: str) -> Diagnosis:
     from . import diagnosis
 
@@ -320,6 +335,7 @@ def _help(_: str) -> None:
 
 
 _WIDE = "[-k KERNEL] [--since TIME] [--notebook NAME] [--model MODEL] [--search TEXT]"
+_REQUESTS = f"[-s SESSION] {_WIDE} [--errors] [--cell N] [--latest]"
 
 COMMANDS: dict[str, Command] = {
     "sessions": Command(
@@ -329,13 +345,17 @@ COMMANDS: dict[str, Command] = {
         partial(_frame, "sessions"),
     ),
     "requests": Command(
-        f"[-s SESSION] {_WIDE} [--errors] [--cell N] [--latest]",
+        _REQUESTS,
         "a DataFrame: the requests, likewise; nbllm.requests(…)",
         partial(_frame, "requests"),
     ),
     "connections": Command(
         "[-k KERNEL]", "a DataFrame: the connections; nbllm.connections(…)", partial(_frame, "connections")
     ),
+    "dashboard": Command(
+        _REQUESTS, "a live view of all this: the network panel; nbllm.dashboard(…)", _dashboard
+    ),
+    "report": Command(_REQUESTS, "the same as it is now, for reading and saving; nbllm.report(…)", _report),
     "model": Command("[NAME]", "the model of %%llm; with NAME, change it", _model),
     "session": Command("[NAME|--default]", "the session of what follows; with NAME, change it", _session),
     "alias": Command("[NAME=MODEL]", "short names for models; with NAME=MODEL, add one", _alias),

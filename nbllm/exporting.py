@@ -52,8 +52,8 @@ def export(path: str | os.PathLike[str], *, content: bool = False, **filters: An
 
     Returns:
         The file's path. Only its owner may read it; a file that was there is replaced once the new one is
-        whole. Columns are those of `nbllm.requests()`; times are UTC, in ISO 8601 where the format has no
-        type for them.
+        whole. Columns are those of `nbllm.requests()`, in the log's order; times are UTC, in ISO 8601 where
+        the format has no type for them.
 
     Raises:
         UsageProblem: The ending is of no format, a filter can't be used, no request matches, the file can't

@@ -6,12 +6,11 @@ Owns `footer` and `brief`, for one request, and `summary`, for several. Pure; ca
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from . import tagging, tracing
+from . import tagging, tracing, units
 
 
 def footer(record: tracing.Record | None, *, mark: str | None = None) -> str:
@@ -64,7 +63,7 @@ def brief(request: Any) -> str:
         _name(request) if request.request_model else None,
         _tokens(request),
         _cost(request.cost_usd),
-        None if request.duration_ms is None else _seconds(request.duration_ms),
+        None if request.duration_ms is None else units.seconds(request.duration_ms),
         f"attempt {request.attempt}" if request.attempt > 1 else None,
         None if request.finish_reason == "tool_calls" else _finish(request.finish_reason),
     )
@@ -97,29 +96,14 @@ def _tokens(record: tracing.Record | SimpleNamespace) -> str | None:
 
 
 def _cost(cost: float | None) -> str | None:
-    if cost is None or not cost >= 0:
-        return None
-    if cost == 0:
-        return "free"
-    decimals = max(2, 1 - math.floor(math.log10(cost)))  # two digits that count, at least cents
-    return f"${cost:,.{decimals}f}"
+    return None if cost is None or not cost >= 0 else units.money(cost)
 
 
 def _times(record: tracing.Record) -> str | None:
     if record.duration_ms is None:
         return None
-    first = "" if record.ttft_ms is None else f" (first {_seconds(record.ttft_ms)})"
-    return _seconds(record.duration_ms) + first
-
-
-def _seconds(milliseconds: float) -> str:
-    seconds = milliseconds / 1e3
-    if seconds < 0.0995:
-        return f"{milliseconds:.0f} ms"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s"
+    first = "" if record.ttft_ms is None else f" (first {units.seconds(record.ttft_ms)})"
+    return units.seconds(record.duration_ms) + first
 
 
 def _finish(reason: str | None) -> str | None:
@@ -139,5 +123,5 @@ def _connection(record: tracing.Record) -> str | None:
     idle = record.connection_idle_ms
     if idle is None:
         return f"new connection: {record.connection_reason}"
-    waited = _seconds(idle) if idle < 9950 else f"{idle / 1e3:.0f} s"
+    waited = units.seconds(idle) if idle < 9950 else f"{idle / 1e3:.0f} s"
     return f"new connection: idle {waited}, {record.connection_reason.removeprefix('idle ')}"

@@ -5,7 +5,7 @@ Which requests are meant is `selection`'s; pandas loads on first use.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +15,48 @@ from .selection import Selection, Since
 if TYPE_CHECKING:
     import pandas as pd
 
-# Columns of sessions(), beside session_id, in order.
+# Columns of requests(), in order. pandas shows the first ten and the last ten of so many: there stands what
+# one looks for, and between them, in the log's order, the rest.
+_FIRST = (
+    *("request_id", "session_id", "execution_count", "request_model", "status"),
+    *("duration_ms", "ttft_ms", "input_tokens", "output_tokens", "cost_usd"),
+)
+_LAST = (
+    *("provider", "operation", "attempt", "finish_reason", "http_status"),
+    *("error_type", "error_message", "connection_reused", "connection_reason", "started_at"),
+)
+_LOGGED = {name: kind for name, kind in schema.REQUESTS.items() if name != "id"} | {"notebook": "label"}
+REQUESTS: dict[str, str] = {
+    name: _LOGGED[name]
+    for name in (*_FIRST, *(name for name in _LOGGED if name not in (*_FIRST, *_LAST)), *_LAST)
+}
+
+# Columns of connections(), in order.
+CONNECTIONS: dict[str, str] = {
+    "connection_id": "text",
+    "host": "label",
+    "port": "int",
+    "requests": "int",
+    "connect_ms": "float",
+    "bytes_sent": "int",
+    "bytes_received": "int",
+    "opened_at": "time",
+    "closed_at": "time",
+    "close_reason": "label",
+    "tls_version": "label",
+    "peer": "text",
+    "local_port": "int",
+    "kernel_id": "label",
+}
+
+# Columns of sessions(), beside owner, in order. With it pandas leaves out the one in the middle.
 SESSIONS: dict[str, str] = {
     "session_id": "text",
     "tags": "text",
+    "models": "text",
+    "cells": "text",
     "requests": "int",
     "errors": "int",
-    "cancelled": "int",
-    "incomplete": "int",
-    "running": "int",
-    "cells": "text",
-    "models": "text",
     "input_tokens": "int",
     "output_tokens": "int",
     "cost_usd": "float",
@@ -35,6 +66,9 @@ SESSIONS: dict[str, str] = {
     "ttft_p50_ms": "float",
     "connections_opened": "int",
     "reuse_ratio": "float",
+    "running": "int",
+    "cancelled": "int",
+    "incomplete": "int",
     "started_at": "time",
     "ended_at": "time",
 }
@@ -69,8 +103,9 @@ def requests(
         latest: Only those of the last run of each cell.
 
     Returns:
-        Columns are the log's; null means unknown or not applicable. Times are UTC timestamps, `*_ms` are
-        milliseconds, counts are nullable integers, names with few values are categories.
+        Columns are the log's, those that one looks for first and last; null means unknown or not applicable.
+        Times are UTC timestamps, `*_ms` are milliseconds, counts are nullable integers, names with few values
+        are categories. `nbllm.styled` shows them in human units.
 
         - request_id, call_id, attempt: this attempt; the call that it belongs to; its number in that call.
         - session_id, owner; kernel_id, notebook (null where neither server nor front end tells it); cell_id,
@@ -99,9 +134,8 @@ def requests(
         UsageProblem: A filter that can't be used.
     """
     chosen = Selection(session, kernel, since, notebook, model, search, errors, cell, latest)
-    kinds = {**schema.REQUESTS, "notebook": "label"}
-    del kinds["id"]
-    return typed_frame(kinds, [row[1:] for row in selection.read_requests(chosen)])
+    rows = [row[1:] for row in selection.read_requests(chosen)]
+    return typed_frame(_LOGGED, rows, order=REQUESTS)
 
 
 def connections(kernel: str | None = None) -> pd.DataFrame:
@@ -111,26 +145,20 @@ def connections(kernel: str | None = None) -> pd.DataFrame:
         kernel: None for this kernel, "all" for the whole log, or a kernel_id.
 
     Returns:
-        Columns connection_id, kernel_id, host, port, peer, local_port, tls_version (null for plain TCP),
-        opened_at, closed_at (null while open, or if the kernel was killed), close_reason, and over its
-        requests: requests, bytes_sent, bytes_received, connect_ms.
+        Columns connection_id, host, port; over its requests: requests, connect_ms, bytes_sent,
+        bytes_received; opened_at, closed_at (null while open, or if the kernel was killed), close_reason,
+        tls_version (null for plain TCP), peer, local_port, kernel_id.
     """
     chosen = Selection(kernel=kernel)
-    columns = {
-        **schema.CONNECTIONS,
-        "requests": "int",
-        "bytes_sent": "int",
-        "bytes_received": "int",
-        "connect_ms": "float",
-    }
-    own = ", ".join(f"connections.{name}" for name in schema.CONNECTIONS)
+    own = {name: f"connections.{name}" for name in schema.CONNECTIONS}
+    summed = {"requests": "coalesce(served.requests, 0)"}
+    columns = ", ".join(own.get(name) or summed.get(name, name) for name in CONNECTIONS)
     scope = "1 = 1" if kernel == "all" else f"kernel_id = '{kernel or tagging.kernel_id()}'"
     rows = selection.read(
         chosen,
         lambda where, _: (
             f"""
-            SELECT {own}, coalesce(served.requests, 0), bytes_sent, bytes_received, connect_ms
-            FROM connections LEFT JOIN (
+            SELECT {columns} FROM connections LEFT JOIN (
                 SELECT connection_id, count(*) AS requests, {_SUM.format("bytes_sent")} AS bytes_sent,
                     {_SUM.format("bytes_received")} AS bytes_received, max(connect_ms) AS connect_ms
                 FROM requests WHERE {where} GROUP BY connection_id
@@ -138,7 +166,7 @@ def connections(kernel: str | None = None) -> pd.DataFrame:
             WHERE {scope} ORDER BY opened_at, connections.connection_id"""
         ),
     )
-    return typed_frame(columns, rows)
+    return typed_frame(CONNECTIONS, rows)
 
 
 _SUM = "CAST(sum({}) AS BIGINT)"  # PostgreSQL's is a decimal number
@@ -164,13 +192,13 @@ def sessions(
         search: Only requests with this text.
 
     Returns:
-        Columns session_id; tags (`nbllm.tag_session`), in one text; requests (attempts); errors, cancelled,
-        incomplete, running: requests by status, the others are ok; cells (as `[3], [5]`, or ids where there
-        is no number) and models; input_tokens, output_tokens, cost_usd: sums of what is known, null if
-        nothing is; unpriced: requests with tokens whose price is unknown; duration_ms: sum;
-        duration_p95_ms; ttft_p50_ms; connections_opened; reuse_ratio: share of requests on a reused
-        connection; started_at, ended_at. Where other kernels are meant too there is also owner: sessions of
-        the same name that belong to two people are two.
+        Columns session_id; tags (`nbllm.tag_session`), in one text; models, and cells (as `[3], [5]`, or ids
+        where there is no number); requests (attempts), errors; input_tokens, output_tokens, cost_usd: sums of
+        what is known, null if nothing is; unpriced: requests with tokens whose price is unknown; duration_ms:
+        sum; duration_p95_ms; ttft_p50_ms; connections_opened; reuse_ratio: share of requests on a reused
+        connection; running, cancelled, incomplete: requests by status, as errors, the others are ok;
+        started_at, ended_at. Where other kernels are meant too there is also owner: sessions of the same name
+        that belong to two people are two.
 
     Raises:
         UsageProblem: A filter that can't be used.
@@ -209,14 +237,14 @@ def _sessions_query(is_wide: bool, where: str, is_postgres: bool) -> str:
         SELECT owner, session_id,
             (SELECT {listed("tag")} FROM tags
                 WHERE tags.owner = requests.owner AND tags.session_id = requests.session_id),
-            count(*), {number("status = 'error'")}, {number("status = 'cancelled'")},
-            {number("status = 'incomplete'")}, {number("status IS NULL")},
-            {listed(f"coalesce({count}, cell_id)")}, {listed("request_model")},
+            {listed("request_model")}, {listed(f"coalesce({count}, cell_id)")},
+            count(*), {number("status = 'error'")},
             {_SUM.format("input_tokens")}, {_SUM.format("output_tokens")}, sum(cost_usd),
             {number("input_tokens IS NOT NULL AND cost_usd IS NULL")},
             sum(duration_ms), {percentile("duration_ms", 95)}, {percentile("ttft_ms", 50)},
             {number("NOT connection_reused")},
             avg(CASE WHEN connection_reused THEN 1.0 WHEN NOT connection_reused THEN 0.0 END),
+            {number("status IS NULL")}, {number("status = 'cancelled'")}, {number("status = 'incomplete'")},
             min(started_at), max(ended_at)
         FROM requests {way} WHERE {where} GROUP BY owner, session_id ORDER BY min(started_at), min(id)"""
 
@@ -235,15 +263,23 @@ def _cell(part: str) -> str:
     return f"[{part}]" if part.isdigit() else part
 
 
-def typed_frame(columns: dict[str, str], rows: list[tuple[Any, ...]]) -> pd.DataFrame:
-    """Rows as a DataFrame with columns of the kinds that `schema` names, also where there is no row."""
+def typed_frame(
+    columns: dict[str, str], rows: list[tuple[Any, ...]], *, order: Iterable[str] | None = None
+) -> pd.DataFrame:
+    """Rows as a DataFrame with columns of the kinds that `schema` names, also where there is no row.
+
+    Args:
+        columns: Name and kind of each value of a row.
+        rows: The values.
+        order: The columns of the frame, where that is another.
+    """
     import pandas as pd
 
     series = zip(*rows, strict=True) if rows else ([] for _ in columns)
     data = {
         name: _typed(kind, list(values)) for (name, kind), values in zip(columns.items(), series, strict=True)
     }
-    return pd.DataFrame(data, columns=list(columns))
+    return pd.DataFrame(data, columns=list(columns if order is None else order))
 
 
 def _typed(kind: str, values: list[Any]) -> Any:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import lives, masking, notices, rows, tagging, tracing
 from .exceptions import UsageProblem
 from .kept import kept
-from .settings import Settings, on_change, settings, without_password
+from .settings import Settings, settings, without_password
+from .settings import on_change as on_setting
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -395,6 +396,7 @@ class _State:
     def __init__(self) -> None:
         self.log = Log()
         self.lost: list[Log] = []
+        self.on_change: list[Callable[[], None]] = []
         self.minds_forks = False
         self.is_held = False  # the writer, for a fork
 
@@ -447,7 +449,21 @@ def change(job: Callable[[sa.Connection], T], erase: bool = False) -> T:
     Raises:
         UsageProblem: The database can't be used now; nothing was changed.
     """
-    return _state.log.change(job, erase)
+    result = _state.log.change(job, erase)
+    tell_change()
+    return result
+
+
+def on_change(listener: Callable[[], None]) -> None:
+    """Have `listener` called whenever rows that were there are changed; twice is as good as once."""
+    if listener not in _state.on_change:
+        _state.on_change.append(listener)
+
+
+def tell_change() -> None:
+    """Tell the listeners that rows are not what they were."""
+    for listener in _state.on_change:
+        listener()
 
 
 def content_of(response_id: str) -> tuple[str, str] | None:
@@ -552,4 +568,4 @@ def _reopen(values: Settings) -> None:
         log.run(log._move)
 
 
-on_change("log", _reopen)
+on_setting("log", _reopen)

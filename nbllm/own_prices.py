@@ -111,6 +111,7 @@ def _fill_in(model: str, price: costs.Price) -> None:
 
     try:
         log.read_soon(job, SECONDS)
+        log.tell_change()
     except Exception as error:
         notices.warn_once(
             f"the price of {model!r} holds from now on; earlier requests stay without: {error!r:.200}"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import lives, log, schema, tagging
+from . import lives, log, masking, schema, tagging
 from .exceptions import UsageProblem
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Selection:
             words = {"search": "with", "errors": "errors only", "latest": "last run of each cell"}
             word = words.get(field.name, field.name)
             parts.append(word if value is True else f"{word} {value}")
-        return " \N{MIDDLE DOT} ".join(parts)
+        return masking.redact(" \N{MIDDLE DOT} ".join(parts))
 
     def where(self, is_postgres: bool) -> tuple[str, dict[str, Any]]:
         """What stands after WHERE, and its values by their names."""

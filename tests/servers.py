@@ -169,6 +169,10 @@ class RawServer:
         """Let all requests that wait at the gate, and those that come, go on."""
         self._loop.call_soon_threadsafe(self.gate.set)
 
+    def close_gate(self) -> None:
+        """Have the requests that come from now on wait at the gate again."""
+        self._loop.call_soon_threadsafe(self.gate.clear)
+
     def close_idle(self) -> None:
         """Close all open connections with a FIN; returns when that has been done."""
         done: Future[None] = Future()

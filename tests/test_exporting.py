@@ -19,7 +19,7 @@ from haralyzer import HarParser
 from pyarrow import parquet
 
 import nbllm
-from nbllm import commands, exporting, har, selection
+from nbllm import commands, exporting, har, schema, selection
 from nbllm.exceptions import UsageProblem
 from tests.rows import only_row, phases, request_rows
 from tests.servers import RawServer
@@ -74,7 +74,7 @@ async def test_a_parquet_file_is_the_frame(logged: RawServer, tmp_path: Path) ->
     expected = nbllm.requests()
     found = pd.read_parquet(path)
     assert len(found) == 4
-    assert list(found.columns) == list(expected.columns)
+    assert list(found.columns) == [*list(schema.REQUESTS)[1:], "notebook"]
     for name, dtype in expected.dtypes.items():
         if isinstance(dtype, pd.DatetimeTZDtype):
             assert str(found[name].dtype) == "datetime64[us, UTC]"
@@ -113,7 +113,7 @@ async def test_a_csv_file_is_read_by_pandas(logged: RawServer, tmp_path: Path) -
     path = nbllm.export(tmp_path / "requests.csv")
     expected = nbllm.requests()
     found = pd.read_csv(path, parse_dates=["started_at", "ended_at"])
-    assert list(found.columns) == list(expected.columns)
+    assert list(found.columns) == [*list(schema.REQUESTS)[1:], "notebook"]
     assert found["request_id"].tolist() == expected["request_id"].tolist()
     assert found["duration_ms"].tolist() == pytest.approx(expected["duration_ms"].tolist())
     assert found["started_at"].tolist() == expected["started_at"].tolist()

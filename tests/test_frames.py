@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import re
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,8 @@ from tests.rows import request_rows, session_rows
 from tests.servers import RawServer
 
 FRAMES = {"sessions": nbllm.sessions, "requests": nbllm.requests, "connections": nbllm.connections}
-KINDS = {
-    "sessions": frames.SESSIONS,
-    "requests": {name: kind for name, kind in schema.REQUESTS.items() if name != "id"}
-    | {"notebook": "label"},
-    "connections": {
-        **schema.CONNECTIONS,
-        "requests": "int",
-        "bytes_sent": "int",
-        "bytes_received": "int",
-        "connect_ms": "float",
-    },
-}
+KINDS = {"sessions": frames.SESSIONS, "requests": frames.REQUESTS, "connections": frames.CONNECTIONS}
+SUMMED = {"requests": "int", "bytes_sent": "int", "bytes_received": "int", "connect_ms": "float"}
 
 
 async def ask(server: RawServer, behaviour: str = "chat", **options: Any) -> Any:
@@ -116,6 +108,80 @@ def test_every_column_is_in_the_docstring(name: str) -> None:
 def test_every_status_is_in_the_docstring() -> None:
     for status in ("ok", "error", "cancelled", "incomplete"):
         assert status in (nbllm.requests.__doc__ or "")
+
+
+# -- columns ---------------------------------------------------------------------------------------
+
+
+def test_the_columns_are_the_logs_and_each_stands_once() -> None:
+    assert {**frames.REQUESTS, "id": "int"} == {**schema.REQUESTS, "notebook": "label"}
+    assert frames.CONNECTIONS == schema.CONNECTIONS | SUMMED
+
+
+LOOKED_FOR = {
+    "requests": (
+        "request_id session_id execution_count request_model status duration_ms ttft_ms input_tokens "
+        "output_tokens cost_usd error_type error_message connection_reused started_at"
+    ),
+    "connections": " ".join(frames.CONNECTIONS),
+    "sessions": " ".join(name for name in ("owner", *frames.SESSIONS) if name != "unpriced"),
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+async def test_pandas_shows_the_columns_that_one_looks_for(name: str, server: RawServer) -> None:
+    """Where it has room for twenty, as in a notebook."""
+    await ask(server)
+    with pd.option_context("display.max_columns", 20, "display.width", 10_000):
+        wide = name == "sessions"
+        shown = str(FRAMES[name](kernel="all" if wide else None)).splitlines()[0].split()
+    assert set(LOOKED_FOR[name].split()) <= set(shown)
+
+
+# -- plots -----------------------------------------------------------------------------------------
+
+PLOTS: dict[str, Callable[[], Any]] = {
+    "tokens by session": lambda: nbllm.sessions().plot.bar(
+        x="session_id", y=["input_tokens", "output_tokens"]
+    ),
+    "time over time": lambda: nbllm.requests().plot.scatter(x="started_at", y="duration_ms"),
+    "tokens and tokens": lambda: nbllm.requests().plot.scatter(x="input_tokens", y="output_tokens"),
+    "nothing but nulls": lambda: nbllm.requests().plot.scatter(x="started_at", y="reasoning_tokens"),
+    "spend": lambda: nbllm.requests().set_index("started_at").cost_usd.cumsum().plot(),
+    "tokens over time": lambda: nbllm.requests().set_index("started_at")[["input_tokens", "chunks"]].plot(),
+    "by model": lambda: nbllm.requests().groupby("request_model", observed=True).cost_usd.sum().plot.pie(),
+    "by status": lambda: nbllm.requests().status.value_counts().plot.barh(),
+    "histogram": lambda: nbllm.requests().input_tokens.plot.hist(),
+    "boxes": lambda: nbllm.requests()[["input_tokens", "ttft_ms"]].plot.box(),
+    "connections": lambda: nbllm.connections().plot.bar(x="connection_id", y="requests"),
+}
+
+
+@pytest.mark.parametrize("name", PLOTS)
+async def test_frames_with_nulls_can_be_plotted(name: str, server: RawServer) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    nbllm.set_price("m", input=1, output=2)
+    await a_bit_of_everything(server)
+    frame = nbllm.requests()
+    assert frame.cost_usd.isna().any()
+    assert frame.input_tokens.isna().any()
+    axes = PLOTS[name]()
+    axes.figure.savefig(io.BytesIO())
+    pyplot.close("all")
+    assert axes.has_data()
+
+
+async def test_what_is_plotted_are_the_logs_numbers(server: RawServer) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    await a_bit_of_everything(server)
+    axes = nbllm.sessions().plot.bar(x="session_id", y=["input_tokens", "output_tokens"])
+    heights = [bar.get_height() for bar in axes.patches]
+    pyplot.close("all")
+    assert heights[0] == 22
+    assert np.isnan(heights[1]) or heights[1] == 0  # of the second session nothing is known
+    assert heights[2] == 10
 
 
 # -- filters ---------------------------------------------------------------------------------------

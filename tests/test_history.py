@@ -17,7 +17,7 @@ def shell() -> Iterator[InteractiveShell]:
     config.HistoryManager.enabled = False
     InteractiveShell.clear_instance()
     shell = InteractiveShell.instance(config=config)
-    shell.history_manager.outputs.clear()  # IPython keeps them by class: those of another test's shell are there, too
+    shell.history_manager.outputs.clear()  # kept by class: another shell's are there
     yield shell
     InteractiveShell.clear_instance()
 

@@ -207,3 +207,9 @@ def test_a_selection_says_what_it_means(filters: dict[str, Any], text: str) -> N
 def test_a_filter_that_cannot_be_used_is_refused() -> None:
     with pytest.raises(UsageProblem, match="kernel must be"):
         overview.overview(Selection(kernel="'; DROP TABLE requests"))
+
+
+def test_a_selection_shows_no_key() -> None:
+    key = "sk-planted-0123456789abcdef"
+    nbllm.masking.keep_secret(key)
+    assert key not in str(Selection(search=f"Bearer {key}"))
