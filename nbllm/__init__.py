@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from .responding import aresponses, responses
     from .streaming import CompletionStream
     from .transcripts import Transcript, transcript
-    from .transport import aclose, close, shared_session
+    from .transport import aclose, close, shared_session, trace
     from .types import ChatCompletion, ChatCompletionChunk
 
 __version__ = "0.1.0"
@@ -123,6 +123,7 @@ __all__ = [
     "shared_session",
     "speech",
     "tag_session",
+    "trace",
     "transcript",
     "transcription",
 ]
@@ -148,7 +149,7 @@ _LATE = {
         "responding": "aresponses responses",
         "streaming": "CompletionStream",
         "transcripts": "Transcript transcript",
-        "transport": "aclose close shared_session",
+        "transport": "aclose close shared_session trace",
         "types": "ChatCompletion ChatCompletionChunk",
     }.items()
     for name in names.split()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from . import costs, lives, masking, schema, tagging, tracing
+from . import costs, foreign, lives, masking, schema, tagging, tracing
 from .notices import warn_once
 
 if TYPE_CHECKING:
@@ -96,7 +96,10 @@ class Batch:
             record: The record.
             noted: Whether a row tells already that it runs.
         """
-        if record.held:
+        if (overheard := record.overheard) is not None:
+            record.overheard = None
+            foreign.read(record, overheard)
+        if record.operation is not None:
             _check_counts(record)
             _check_ids(record)
         costs.price(record)
