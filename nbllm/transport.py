@@ -221,8 +221,8 @@ def shared_session() -> aiohttp.ClientSession:
 def trace(session: aiohttp.ClientSession) -> aiohttp.ClientSession:
     """Trace a `ClientSession` of your own: its requests are rows as those over `shared_session()`.
 
-    Its connections that are open already stay as they are: their requests are recorded without byte counts, and
-    what they say to models is not read.
+    Its connections that are open already stay as they are: their requests are recorded without byte counts,
+    and what they say to models is not read.
 
     Returns:
         The same session.
