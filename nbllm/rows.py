@@ -261,7 +261,8 @@ def _masked(record: tracing.Record, *bodies: str | None) -> tuple[str | None, ..
 # What servers say about the request, its limits and its cost; nothing that names a person or opens a door.
 _KEPT_HEADERS = re.compile(
     "content-type|date|server|retry-after(-ms)?|(x-)?request-id|(x-|anthropic-)?ratelimit-.*|"
-    "openai-(processing-ms|version)|x-litellm-(call-id|model-id|version|response-cost)"
+    "openai-(processing-ms|version)|"
+    "x-litellm-(call-id|model-id|version|response-cost|(response|overhead)-duration-ms|attempted-retries)"
 )
 
 
