@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from .notebook_file import read_notebook
     from .own_prices import set_price
     from .responding import aresponses, responses
+    from .servers.gateway import Gateway, gateway
     from .streaming import CompletionStream
     from .transcripts import Transcript, transcript
     from .transport import aclose, close, shared_session, trace
@@ -75,6 +76,7 @@ __all__ = [
     "CompletionStream",
     "ContentPolicyViolationError",
     "ContextWindowExceededError",
+    "Gateway",
     "InternalServerError",
     "NbllmError",
     "NotFoundError",
@@ -107,6 +109,7 @@ __all__ = [
     "embedding",
     "export",
     "forget",
+    "gateway",
     "image_generation",
     "kernel_id",
     "models",
@@ -147,6 +150,7 @@ _LATE = {
         "notebook_file": "read_notebook",
         "own_prices": "set_price",
         "responding": "aresponses responses",
+        "servers.gateway": "Gateway gateway",
         "streaming": "CompletionStream",
         "transcripts": "Transcript transcript",
         "transport": "aclose close shared_session trace",
