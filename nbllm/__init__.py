@@ -33,6 +33,7 @@ from .tagging import current_session, kernel_id, session, set_session
 
 if TYPE_CHECKING:
     from .asking import Answer, Chat, aask, ask
+    from .bridges.httpx_clients import async_httpx_client, httpx_client
     from .client import acompletion, completion
     from .diagnosis import adoctor, doctor
     from .endpoints import (
@@ -56,10 +57,11 @@ if TYPE_CHECKING:
     from .pictures import waterfall
     from .reports import Report, report
     from .responding import aresponses, responses
+    from .servers.gateway import Gateway, gateway
     from .streaming import CompletionStream
     from .styles import Styled, styled
     from .transcripts import Transcript, transcript
-    from .transport import aclose, close, shared_session
+    from .transport import aclose, close, shared_session, trace
     from .types import ChatCompletion, ChatCompletionChunk
     from .widgets import Dashboard, dashboard
 
@@ -80,6 +82,7 @@ __all__ = [
     "ContentPolicyViolationError",
     "ContextWindowExceededError",
     "Dashboard",
+    "Gateway",
     "InternalServerError",
     "NbllmError",
     "NotFoundError",
@@ -103,6 +106,7 @@ __all__ = [
     "aresponses",
     "ask",
     "aspeech",
+    "async_httpx_client",
     "atranscription",
     "close",
     "completion",
@@ -115,6 +119,8 @@ __all__ = [
     "embedding",
     "export",
     "forget",
+    "gateway",
+    "httpx_client",
     "image_generation",
     "kernel_id",
     "models",
@@ -133,6 +139,7 @@ __all__ = [
     "speech",
     "styled",
     "tag_session",
+    "trace",
     "transcript",
     "transcription",
     "waterfall",
@@ -144,6 +151,7 @@ _LATE = {
     name: module
     for module, names in {
         "asking": "Answer Chat aask ask",
+        "bridges.httpx_clients": "async_httpx_client httpx_client",
         "client": "acompletion completion",
         "diagnosis": "adoctor doctor",
         "endpoints": (
@@ -159,10 +167,11 @@ _LATE = {
         "pictures": "waterfall",
         "reports": "Report report",
         "responding": "aresponses responses",
+        "servers.gateway": "Gateway gateway",
         "streaming": "CompletionStream",
         "styles": "Styled styled",
         "transcripts": "Transcript transcript",
-        "transport": "aclose close shared_session",
+        "transport": "aclose close shared_session trace",
         "types": "ChatCompletion ChatCompletionChunk",
         "widgets": "Dashboard dashboard",
     }.items()

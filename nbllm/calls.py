@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import aiohttp
 import msgspec
 
-from . import failures, limits, loops, masking, retries, tracing, transport
+from . import failures, limits, loops, masking, retries, tagging, tracing, transport
 from .exceptions import APIError, UsageProblem
-from .options import SESSION_HEADERS, Options
+from .options import Options
 from .providers import HttpRequest, Route, errors, resolve
 from .providers.base import merged_headers
 from .settings import model_of, settings
@@ -115,7 +115,7 @@ async def _ask(
         # Our row's and no other one, where the caller named several: a proxy heeds a trace id first.
         extra_body = {**(extra_body or {}), "litellm_session_id": call.session_id}
         given = (headers or {}).items()
-        headers = {name: value for name, value in given if str(name).lower() not in SESSION_HEADERS}
+        headers = {name: value for name, value in given if str(name).lower() not in tagging.SESSION_HEADERS}
         headers["x-litellm-session-id"] = call.session_id
     try:
         request = translate(route, extra_body)

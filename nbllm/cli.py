@@ -1,4 +1,4 @@
-"""The `nbllm` command: the demo in JupyterLab, its check without a browser, the demo server alone.
+"""The `nbllm` command: the demo in JupyterLab, its check without a browser, the demo server, the gateway.
 
 Owns arguments, child processes and what is printed. Heavy packages are imported by the command that needs
 them, so that `--help` is instant. Nothing imports this module but the console script.
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
-    commands = {"demo": _demo, "demo-server": _demo_server}
+    commands = {"demo": _demo, "demo-server": _demo_server, "gateway": _gateway}
     if args.command is None:
         parser.print_help()
         return 2
@@ -81,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     server = commands.add_parser("demo-server", help="run the demo model server until Ctrl-C")
     server.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     server.add_argument("--port", type=int, default=0, help="port to listen on (default: a free one)")
+    gateway = commands.add_parser(
+        "gateway", help="run a local OpenAI-compatible server, every request in the log, until Ctrl-C"
+    )
+    gateway.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    gateway.add_argument("--port", type=int, default=4000, help="port; 0: a free one (default: %(default)s)")
+    gateway.add_argument("--key", help="what clients must send (default: none; on other hosts a new one)")
     return parser
 
 
@@ -261,13 +267,35 @@ def _demo_server(args: argparse.Namespace) -> int:
     question = '{"model": "small", "stream": true, "messages": [{"role": "user", "content": "Hello, demo"}]}'
     print(f"Demo model server at {server.url} (Ctrl-C ends it). Try:\n")
     print(f"  curl -N {server.url}/chat/completions -H 'Content-Type: application/json' -d '{question}'\n")
+    _wait_for_ctrl_c()
+    server.stop()
+    _print_stats(server.stats())
+    return 0
+
+
+def _gateway(args: argparse.Namespace) -> int:
+    from .exceptions import UsageProblem
+    from .servers.gateway import gateway
+
+    try:
+        running = gateway(args.port, host=args.host, key=args.key)
+    except UsageProblem as problem:
+        raise _Refusal(str(problem)) from problem
+    key = "" if running.key is None else " -H 'Authorization: Bearer KEY'"
+    question = '{"model": "demo/small", "messages": [{"role": "user", "content": "Hello"}]}'
+    print(f"Gateway at {running.url} (Ctrl-C ends it); sessions at {running.url}/sessions. Try:\n")
+    print(f"  curl {running.url}/v1/chat/completions{key} -d '{question}'\n")
+    _wait_for_ctrl_c()
+    running.close()
+    return 0
+
+
+def _wait_for_ctrl_c() -> None:
+    """Returns on SIGINT or SIGTERM."""
     sys.stdout.flush()
     with contextlib.suppress(KeyboardInterrupt, SystemExit), _sigterm_exits():
         while True:
             time.sleep(3600)
-    server.stop()
-    _print_stats(server.stats())
-    return 0
 
 
 def _print_stats(stats: dict[str, Any]) -> None:

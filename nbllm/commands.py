@@ -6,6 +6,7 @@ does too. Called by `magics`, whose loading must be quick: what only one command
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import time
@@ -309,6 +310,19 @@ def _report(value: str) -> Report:
     return cast("Report", _asked("report", report, value))
 
 
+def _instrument(name: str) -> None:
+    if name not in BRIDGES:
+        raise UsageProblem(
+            f"%nbllm instrument takes one of {', '.join(BRIDGES)}; got {masking.redact(name)!r}"
+        )
+    importlib.import_module(f".bridges.{name}", __package__).install()
+    print(f"what {name} sends goes over the kernel's HTTP session from now on")
+
+
+BRIDGES = ("anthropic", "google_genai", "langchain", "litellm", "openai")
+"""Packages whose requests can be brought onto the HTTP session."""
+
+
 def _doctor(_: str) -> Diagnosis:
     from . import diagnosis
 
@@ -368,6 +382,12 @@ COMMANDS: dict[str, Command] = {
         "PATH",
         "requests to .har, .parquet, .csv or .jsonl, this session's transcript to .md or .json",
         _export,
+    ),
+    "instrument": Command(
+        "PACKAGE",
+        f"have {', '.join(BRIDGES[:-1])} or {BRIDGES[-1]} send over the kernel's HTTP session; "
+        "nbllm.bridges.openai.install() and so on",
+        _instrument,
     ),
     "doctor": Command("", "check keys, endpoints, log, connections; nbllm.doctor()", _doctor),
     "close": Command("", "close the connections; the next request opens new ones; nbllm.close()", _close),

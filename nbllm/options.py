@@ -89,13 +89,13 @@ def checked_options(
         options.metadata = _mapping("metadata", metadata)
     if extra_headers is not None:
         options.extra_headers = _mapping("extra_headers", extra_headers)
-    named = litellm_session_id or litellm_trace_id or _first(metadata, _SESSION_METADATA)
+    named = litellm_session_id or litellm_trace_id or tagging.first_of(metadata, tagging.SESSION_METADATA)
     if extra_body is not None:
         options.extra_body, in_body = _without_session(_mapping("extra_body", extra_body))
         named = named or in_body
     if extra_headers:
         headers = {str(name).lower(): value for name, value in extra_headers.items()}
-        named = named or _first(headers, SESSION_HEADERS)
+        named = named or tagging.first_of(headers, tagging.SESSION_HEADERS)
     if session_id is not None:  # an empty one too: it is no way to leave it out
         options.session_id = tagging.check_session_id(session_id)
     elif named:
@@ -111,28 +111,19 @@ def checked_options(
 
 OPTION_NAMES = frozenset(inspect.signature(checked_options).parameters)
 
-# LiteLLM's names for a session beside the arguments; of several, the first counts. A trace id is one of them:
-# its proxy groups by it too (docs.litellm.ai, "Session Logs", and `get_standard_logging_payload_trace_id` and
-# `get_chain_id_from_headers` in its source, 1.106).
-_SESSION_METADATA = ("session_id", "litellm_session_id", "trace_id")
-_SESSION_FIELDS = ("litellm_session_id", "litellm_trace_id")
-SESSION_HEADERS = ("x-litellm-session-id", "x-litellm-trace-id", "x-session-id")
-
-
-def _first(given: Mapping[str, Any] | None, names: Sequence[str]) -> Any:
-    return next(filter(None, map(given.get, names)), None) if given else None
-
 
 def _without_session(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     """The fields of a body without those that name a session, and that session.
 
     OpenAI and others refuse fields that they don't know, in `metadata` too; for a proxy `calls` adds its own.
     """
-    rest = {name: value for name, value in fields.items() if name not in _SESSION_FIELDS}
-    named, metadata = _first(fields, _SESSION_FIELDS), fields.get("metadata")
-    if isinstance(metadata, Mapping) and not metadata.keys().isdisjoint(_SESSION_METADATA):
-        named = named or _first(metadata, _SESSION_METADATA)
-        rest["metadata"] = {name: value for name, value in metadata.items() if name not in _SESSION_METADATA}
+    rest = {name: value for name, value in fields.items() if name not in tagging.SESSION_FIELDS}
+    named, metadata = tagging.first_of(fields, tagging.SESSION_FIELDS), fields.get("metadata")
+    if isinstance(metadata, Mapping) and not metadata.keys().isdisjoint(tagging.SESSION_METADATA):
+        named = named or tagging.first_of(metadata, tagging.SESSION_METADATA)
+        rest["metadata"] = {
+            name: value for name, value in metadata.items() if name not in tagging.SESSION_METADATA
+        }
         if not rest["metadata"]:
             del rest["metadata"]
     return rest, named

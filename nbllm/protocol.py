@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
-from . import masking, notices, tracing
+from . import masking, notices, tracing, wire
 from .tracing import Record, perf_counter
 
 IDLE_BEFORE_RECHECK = 1.0
@@ -48,6 +48,7 @@ class TracedProtocol(ResponseHandler):
         self.bytes_in = 0
         self.bytes_out = 0
         self.bytes_out_known = True
+        self.overheard: wire.Overheard | None = None
         self.close_reason: str | None = None
         self._read_deadline: float | None = None
 
@@ -80,11 +81,16 @@ class TracedProtocol(ResponseHandler):
 
         def counted_write(data: Any) -> None:
             self.bytes_out += len(data)
+            if self.overheard is not None:
+                self.overheard.take_sent(data)
             write(data)
 
         def counted_writelines(parts: Any) -> None:
             parts = list(parts)
             self.bytes_out += sum(map(len, parts))
+            if self.overheard is not None:
+                for part in parts:
+                    self.overheard.take_sent(part)
             writelines(parts)
 
         try:
@@ -152,6 +158,10 @@ class TracedProtocol(ResponseHandler):
         self.record, self.body, self.idle_since, self.first_byte = record, None, None, None
         self._read_deadline = None
         self.bytes_in = self.bytes_out = 0
+        if record.held or not wire.is_for_models(record.http_method, record.url_path):
+            self.overheard = None
+        else:
+            self.overheard = record.overheard = wire.Overheard()
         conn.add_callback(self._given_back)
 
     def start_timeout(self) -> None:  # aiohttp calls it when the request is wholly written
@@ -168,6 +178,8 @@ class TracedProtocol(ResponseHandler):
             self.bytes_in += len(data)
             if self.first_byte is None:
                 self.first_byte = perf_counter()
+            if self.overheard is not None:
+                self.overheard.take_received(perf_counter(), data)
         _data_received(self, data)
 
     def feed_data(self, data: Any, size: int = 0) -> None:
@@ -200,6 +212,7 @@ class TracedProtocol(ResponseHandler):
         record.first_byte = self.first_byte
         record.bytes_received = self.bytes_in
         record.bytes_sent = self.bytes_out if self.bytes_out_known else None
+        self.overheard = None
         tracing.end_wire(record, status, error)
 
     # -- read timeout ----------------------------------------------------------------------------

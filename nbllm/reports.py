@@ -78,8 +78,13 @@ class Report:
         """It as HTML: one element with inline styles, and no script. Less than 300 kB."""
         return report_html.fragment(self.overview, self.scope)
 
+    @property
+    def page(self) -> str:
+        """It as a whole page, light or dark as the reader's system is."""
+        return report_html.page(self.html)
+
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write it as a page of its own, light or dark as the reader's system is.
+        """Write `page`.
 
         Args:
             path: Of an HTML file. What was there is replaced once the new one is whole; only its owner may
@@ -95,7 +100,7 @@ class Report:
             target = Path(path).expanduser()
         except (TypeError, RuntimeError) as error:
             raise UsageProblem(f"{path!r} is no path that can be written to: {error}") from None
-        page = report_html.page(self.html).encode()
+        page = self.page.encode()
         write_whole(target, lambda file: file.write(page))
         return target
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from . import costs, lives, masking, schema, tagging, tracing
+from . import costs, foreign, lives, masking, schema, tagging, tracing
 from .notices import warn_once
 
 if TYPE_CHECKING:
@@ -96,7 +96,10 @@ class Batch:
             record: The record.
             noted: Whether a row tells already that it runs.
         """
-        if record.held:
+        if (overheard := record.overheard) is not None:
+            record.overheard = None
+            foreign.read(record, overheard)
+        if record.operation is not None:
             _check_counts(record)
             _check_ids(record)
         costs.price(record)
@@ -258,7 +261,8 @@ def _masked(record: tracing.Record, *bodies: str | None) -> tuple[str | None, ..
 # What servers say about the request, its limits and its cost; nothing that names a person or opens a door.
 _KEPT_HEADERS = re.compile(
     "content-type|date|server|retry-after(-ms)?|(x-)?request-id|(x-|anthropic-)?ratelimit-.*|"
-    "openai-(processing-ms|version)|x-litellm-(call-id|model-id|version|response-cost)"
+    "openai-(processing-ms|version)|"
+    "x-litellm-(call-id|model-id|version|response-cost|(response|overhead)-duration-ms|attempted-retries)"
 )
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import time
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -121,6 +122,33 @@ def check_session_id(session_id: Any) -> str:
             f"session id {shown!r} can't be used: it must be printable ASCII, 1 to 199 characters"
         )
     return session_id
+
+
+# LiteLLM's names for a session in a request; of several, the first counts. A trace id is one of them: its
+# proxy groups by it too (docs.litellm.ai, "Session Logs", and `get_standard_logging_payload_trace_id` and
+# `get_chain_id_from_headers` in its source, 1.106).
+SESSION_METADATA = ("session_id", "litellm_session_id", "trace_id")
+SESSION_FIELDS = ("litellm_session_id", "litellm_trace_id")
+SESSION_HEADERS = ("x-litellm-session-id", "x-litellm-trace-id", "x-session-id")
+
+
+def first_of(given: Any, names: Sequence[str]) -> Any:
+    """The first value under these names that is none and not empty; None where `given` is no mapping."""
+    return next(filter(None, map(given.get, names)), None) if isinstance(given, Mapping) else None
+
+
+def named_session(headers: Mapping[str, str], body: Mapping[str, Any]) -> Any:
+    """The session that a request on the wire names, None where it names none.
+
+    Args:
+        headers: By names in small letters.
+        body: The JSON object that is sent.
+    """
+    return (
+        first_of(body, SESSION_FIELDS)
+        or first_of(body.get("metadata"), SESSION_METADATA)
+        or first_of(headers, SESSION_HEADERS)
+    )
 
 
 def current_session() -> str:

@@ -23,6 +23,7 @@ from .notices import warn_once
 
 if TYPE_CHECKING:
     from .types import Usage
+    from .wire import Overheard
 
 perf_counter = time.perf_counter
 
@@ -76,7 +77,7 @@ class Record:
     # that were set and no more, which keeps it small and quick; class attributes are the others' defaults.
     __slots__ = (
         *("__dict__", "call", "held", "content", "response_content", "headers"),
-        *("audio_seconds", "cache_write_1h_tokens"),
+        *("audio_seconds", "cache_write_1h_tokens", "overheard"),
         *("began", "acquired", "sent", "first_byte", "wire_ended", "ended"),
     )
     call: Call
@@ -86,6 +87,7 @@ class Record:
     headers: Mapping[str, str] | None
     audio_seconds: float | None  # what some transcriptions are paid by
     cache_write_1h_tokens: int | None  # those of cache_write_tokens that stay for an hour, which costs more
+    overheard: Overheard | None  # what went over the connection, where no verb of ours reads it
     began: float
     acquired: float | None
     sent: float | None
@@ -162,7 +164,7 @@ class Record:
         self.call = call
         self.held = held
         self.content = self.response_content = self.headers = None
-        self.audio_seconds = self.cache_write_1h_tokens = None
+        self.audio_seconds = self.cache_write_1h_tokens = self.overheard = None
         self.acquired = self.sent = self.first_byte = self.wire_ended = None
         self.ended = False
         number = next(_state.request_numbers)

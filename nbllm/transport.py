@@ -218,6 +218,27 @@ def shared_session() -> aiohttp.ClientSession:
     return _pool().usable_session()
 
 
+def trace(session: aiohttp.ClientSession) -> aiohttp.ClientSession:
+    """Trace a `ClientSession` of your own: its requests are rows as those over `shared_session()`.
+
+    Its connections that are open already stay as they are: their requests are recorded without byte counts,
+    and what they say to models is not read.
+
+    Returns:
+        The same session.
+
+    Raises:
+        UsageProblem: It is no ClientSession, or closed.
+    """
+    if not isinstance(session, aiohttp.ClientSession):
+        raise UsageProblem(f"trace takes an aiohttp.ClientSession; got {type(session).__name__}")
+    if session.closed or session.connector is None:
+        raise UsageProblem("the session to trace is closed: open a new one")
+    protocol.watch(session.connector)
+    _prepare()
+    return session
+
+
 async def aclose() -> int:
     """Close nbllm's connections; the next request opens new ones.
 
@@ -260,10 +281,7 @@ def session_for(given: aiohttp.ClientSession | None) -> aiohttp.ClientSession:
             "the shared_session given belongs to another event loop: make it on the loop that uses it, "
             "or leave it out to use nbllm.shared_session()"
         )
-    if given.connector is not None:
-        protocol.watch(given.connector)
-        _prepare()
-    return given
+    return trace(given)
 
 
 async def send(

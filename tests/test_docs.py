@@ -17,7 +17,7 @@ import pytest
 
 import nbllm
 from docs import tables
-from nbllm import frames, log, notices, options, schema
+from nbllm import frames, log, notices, schema, tagging
 from nbllm.bridges import opentelemetry
 from nbllm.servers.demo import DemoServer
 from tests.servers import RawServer, refused_port
@@ -148,7 +148,7 @@ def test_every_filter_is_on_the_page() -> None:
 
 @pytest.mark.parametrize(
     ("number", "names"),
-    [(2, options._SESSION_FIELDS), (3, options._SESSION_METADATA), (5, options.SESSION_HEADERS)],
+    [(2, tagging.SESSION_FIELDS), (3, tagging.SESSION_METADATA), (5, tagging.SESSION_HEADERS)],
 )
 def test_the_spellings_of_a_session_are_on_the_page_in_their_order(number: int, names: tuple[str]) -> None:
     section = LOG_PAGE.read_text().partition("## Which session")[2]

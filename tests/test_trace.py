@@ -535,8 +535,9 @@ async def test_a_streams_row_knows_its_first_content_and_its_chunks(server: RawS
     assert stream.request.request_id == row.request_id
 
 
-async def test_what_only_a_verb_knows_is_null_for_others(server: RawServer) -> None:
-    await foreign(server.url())
+async def test_what_is_no_request_to_a_model_is_a_row_of_plain_http(server: RawServer) -> None:
+    async with nbllm.shared_session().post(f"{server.url()}/orders", json={"model": "m"}) as response:
+        await response.read()
     row = only_row()
     unknown = ("operation", "provider", "request_model", "response_model", "stream", "params", "input_tokens")
     assert [getattr(row, name) for name in unknown] == [None] * 7

@@ -1,0 +1,236 @@
+"""What other clients' requests to models say, read off the wire once they have ended.
+
+Owns `read`, which puts it on their records: operation, provider, model, session, tokens, time to first token,
+and why one failed. Called by `rows`, in the log's thread. What is not understood stays unknown, and nothing
+here raises.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+
+from . import environment, masking, notices, tagging, tracing
+from .assembly import Assembly
+from .exceptions import APIError, UsageProblem
+from .providers import PROVIDERS, Provider, Route, errors, openai_responses
+from .providers.encoding import encode
+from .providers.sse import EventDecoder
+from .response_output import finish_reason
+from .response_types import chat_usage
+from .settings import settings
+from .types import Usage, build, parse
+from .wire import Message, Overheard
+from .wire import read as read_message
+
+
+class _Kind(NamedTuple):
+    operation: str
+    dialect: str
+
+
+# By the end of the path. The names of operations are those of our own verbs, where there is one.
+_KINDS = {
+    "chat/completions": _Kind("chat", "openai"),
+    "messages": _Kind("chat", "anthropic"),
+    "generateContent": _Kind("chat", "gemini"),
+    "streamGenerateContent": _Kind("chat", "gemini"),
+    "responses": _Kind("responses", "openai"),
+    "completions": _Kind("text_completion", "openai"),
+    "embeddings": _Kind("embeddings", "openai"),
+    "embedContent": _Kind("embeddings", "gemini"),
+    "batchEmbedContents": _Kind("embeddings", "gemini"),
+    "images/generations": _Kind("image_generation", "openai"),
+    "images/edits": _Kind("image_edit", "openai"),
+    "audio/speech": _Kind("speech", "openai"),
+    "audio/transcriptions": _Kind("transcription", "openai"),
+    "audio/translations": _Kind("translation", "openai"),
+}
+_SAID = frozenset(("messages", "input", "prompt", "contents", "system", "systemInstruction"))
+_NO_PARAMETERS = _SAID | {"model", "stream", "metadata", *tagging.SESSION_FIELDS}
+
+
+def read(record: tracing.Record, overheard: Overheard) -> None:
+    """Put on the record what its request and answer say.
+
+    Args:
+        record: Of a request that no verb of ours has sent; it has ended.
+        overheard: What went over the connection.
+    """
+    try:
+        _read(record, overheard)
+    except msgspec.DecodeError:  # a page, half an answer, or nothing
+        pass
+    except Exception as error:  # the row is worth more than what else it could have told
+        reason = masking.redact(repr(error))
+        notices.warn_once(f"what another client's request to a model said could not be read: {reason}")
+
+
+def _read(record: tracing.Record, overheard: Overheard) -> None:
+    path = record.url_path or ""
+    kind = next((kind for end, kind in _KINDS.items() if re.search(rf"[/:]{end}$", path)), None)
+    if kind is None:
+        return
+    provider = provider_of(record.server_address, record.server_port, path, kind.dialect)
+    record.operation, record.provider = kind.operation, provider.name
+    request = read_message((0.0, data) for data in overheard.sent)
+    body = _object(request)
+    record.request_model = _model(body, path)
+    record.stream = body.get("stream") is True or "streamGenerateContent" in path
+    if request is not None:
+        _note_session(record, request.headers, body)
+    if parameters := {name: value for name, value in body.items() if name not in _NO_PARAMETERS}:
+        record.call.params = encode(parameters)
+    keeps = settings().content and not _SAID.isdisjoint(body)
+    if keeps:
+        record.content = encode(body)
+    answer = read_message(overheard.received)
+    if answer is None:
+        return
+    record.headers = answer.headers
+    record.provider_request_id = errors.request_id(answer.headers)
+    route = Route(provider, record.request_model or "", record.request_model or "", "", None, {})
+    if (record.http_status or 0) >= 400:
+        _note_refusal(record, answer, route, keeps)
+    elif record.status == "ok" or record.stream:
+        _note_answer(record, answer, kind, route, keeps)
+
+
+def provider_of(host: str | None, port: int | None, path: str, dialect: str) -> Provider:
+    """Who answers at an address: the provider that is there, else the one whose format is spoken."""
+    known = environment.environ()
+    places: dict[str, Provider] = {}
+    for provider in PROVIDERS.values():
+        urls = [known.get(name) for name in (*provider.base_url_variables, _DEMO.get(provider.name, ""))]
+        for url in (*urls, provider.base_url):
+            if isinstance(url, str) and (place := _place(url))[:2] == (host, port):
+                places.setdefault(place[2], provider)
+    if found := [place for place in places if path.startswith(place)]:
+        return places[max(found, key=len)]
+    if host and host.endswith((".openai.azure.com", ".cognitiveservices.azure.com")):
+        return PROVIDERS["azure"]
+    return PROVIDERS[dialect]
+
+
+_DEMO = {"demo": "NBLLM_DEMO_URL"}
+
+
+def _place(url: str) -> tuple[str | None, int | None, str]:
+    try:
+        parts = urlsplit(url)
+        return parts.hostname, parts.port or {"https": 443, "http": 80}.get(parts.scheme), parts.path
+    except ValueError:
+        return None, None, ""
+
+
+def _object(message: Message | None) -> dict[str, Any]:
+    """A body's JSON object; empty where it is none, as a form with a recording."""
+    if message is None or "json" not in message.headers.get("content-type", ""):
+        return {}
+    value = parse(message.body)
+    return value if isinstance(value, dict) else {}
+
+
+def _model(body: Mapping[str, Any], path: str) -> str | None:
+    if isinstance(model := body.get("model"), str):
+        return model
+    named = re.search(r"/(?:deployments|models)/([^/:]+)", path)  # Azure's and Gemini's stand in the path
+    return named[1] if named else None
+
+
+def _note_session(record: tracing.Record, headers: Mapping[str, str], body: Mapping[str, Any]) -> None:
+    try:
+        if named := tagging.named_session(headers, body):
+            record.session_id = tagging.check_session_id(named)
+    except UsageProblem:  # it stays in the kernel's own
+        pass
+
+
+def _note_refusal(record: tracing.Record, answer: Message, route: Route, keeps: bool) -> None:
+    error = errors.error_from(
+        record.http_status or 0, answer.headers, answer.body, route=route, redact=masking.redact
+    )
+    _note_error(record, error)
+    if keeps:
+        record.response_content = answer.body
+
+
+def _note_error(record: tracing.Record, error: APIError) -> None:
+    record.status = "error"
+    tracing.set_error(record, error)
+    if error.retry_after is not None:
+        record.retry_after_ms = error.retry_after * 1e3
+
+
+def _note_answer(record: tracing.Record, answer: Message, kind: _Kind, route: Route, keeps: bool) -> None:
+    kept: bytes | None = answer.body
+    if "event-stream" in answer.headers.get("content-type", ""):
+        record.stream = True
+        kept = _note_stream(record, answer, kind, route)
+    elif kind.operation == "chat":
+        whole = route.dialect.chat_response(answer.body)
+        inside = (
+            None if whole.choices else errors.error_inside(answer.body, route=route, redact=masking.redact)
+        )
+        if inside is not None:
+            _note_error(record, inside)
+        record.finish_reason = whole.choices[0].finish_reason if whole.choices else None
+        tracing.note_answer(record, whole.id, whole.model, whole.usage)
+    elif kind.operation == "responses":
+        _note_response(record, openai_responses.responses_response(answer.body))
+    elif usage := _object(answer).get("usage"):
+        said = _object(answer)
+        counts = build(Usage, usage) if isinstance(usage, dict) else None
+        tracing.note_answer(record, said.get("id"), said.get("model"), counts)
+    if keeps and kept and kind.operation in ("chat", "responses"):
+        record.response_content = kept
+
+
+def _note_response(record: tracing.Record, answer: Any) -> None:
+    record.finish_reason = finish_reason(answer)
+    tracing.note_answer(record, answer.id, answer.model, chat_usage(answer.usage))
+
+
+def _note_stream(record: tracing.Record, answer: Message, kind: _Kind, route: Route) -> bytes | None:
+    """What the events of a stream say; gives the whole answer as JSON."""
+    assembly: Any
+    decode: Callable[[bytes], Any]
+    if kind.operation == "responses":
+        assembly, decode = openai_responses.ResponseAssembly(), openai_responses.event_decoder()
+    else:
+        assembly, decode = Assembly(), route.dialect.chunk_decoder()
+    record.chunks = 0
+    try:
+        for now, data in _events(answer):
+            if (event := decode(data)) is None:
+                continue
+            record.chunks += 1
+            if assembly.add(event):
+                if record.ttft_ms is None:
+                    record.ttft_ms = (now - record.began) * 1e3
+                    record.first_chunk_at = record.started_at + now - record.began
+            elif b'"error"' in data and (
+                said := errors.error_inside(data, route=route, redact=masking.redact)
+            ):
+                _note_error(record, said)
+    except msgspec.DecodeError:  # what came before it counts
+        pass
+    if kind.operation == "responses":
+        _note_response(record, assembly.response)
+        return encode(assembly.response.model_dump(exclude_none=True))
+    whole = assembly.completion()
+    record.finish_reason = assembly.finish_reason
+    tracing.note_answer(record, whole.id, whole.model, whole.usage)
+    return encode(whole.model_dump(exclude_none=True))
+
+
+def _events(answer: Message) -> Iterator[tuple[float, bytes]]:
+    """The data of a stream's events, and when each was whole."""
+    decoder, now = EventDecoder(), 0.0
+    for now, piece in answer.pieces:
+        yield from ((now, data) for data in decoder.feed(piece) if data != b"[DONE]")
+    yield from ((now, data) for data in decoder.finish() if data != b"[DONE]")

@@ -1,0 +1,270 @@
+"""What the gateway writes: answers, streams and errors in OpenAI's shapes.
+
+Called by `gateway_endpoints`. Source of the shapes: OpenAI API reference, "Streaming", "Streaming events",
+"Error codes".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from .. import masking, tracing
+from ..embeddings import EmbeddingResponse
+from ..exceptions import APIError, NbllmError, Timeout, UsageProblem
+from ..providers import PROVIDERS
+from ..responding import BridgedStream, ResponseStream
+from ..results import ModelList
+from ..streaming import CompletionStream, EventStream
+from ..types import ChatCompletion, ChatCompletionChunk, Object
+
+E = TypeVar("E")
+Record = tracing.Record
+
+encode = msgspec.json.encode
+
+
+# -- whole answers ---------------------------------------------------------------------------------------
+
+
+def whole(
+    body: bytes, records: Sequence[Record | None], content_type: str = "application/json"
+) -> web.Response:
+    """An answer that is not streamed.
+
+    Args:
+        body: What it says.
+        records: Those of the requests that brought it.
+        content_type: Of the body.
+    """
+    headers = _headers(records[0] if records else None)
+    headers["Content-Type"] = content_type
+    costs = [record.cost() for record in records if record is not None]
+    if costs and None not in costs:
+        headers["x-nbllm-cost-usd"] = str(sum(filter(None, costs)))
+    return web.Response(body=body, headers=headers)
+
+
+def completion(answer: ChatCompletion) -> bytes:
+    """A chat completion that was translated, with the nulls that OpenAI's has."""
+    shown = answer.model_dump(exclude_none=True)
+    for choice in shown["choices"]:
+        choice.setdefault("finish_reason", None)
+        choice.setdefault("message", {}).setdefault("content", None)
+    return encode(shown)
+
+
+def dumped(answer: Object) -> bytes:
+    """Any other answer."""
+    return encode(answer.model_dump(exclude_none=True))
+
+
+def embeddings(answer: EmbeddingResponse, *, as_base64: bool) -> bytes:
+    """Embeddings as numbers, or as base64 of little-endian float32."""
+    shown = {name: answer[name] for name in answer if name != "data" and answer[name] is not None}
+    vectors: Any = [row.embedding for row in answer.data] if not as_base64 else answer.array.astype("<f4")
+    shown["data"] = [
+        {
+            "object": "embedding",
+            "index": row.index,
+            "embedding": base64.b64encode(vector.tobytes()).decode() if as_base64 else vector,
+        }
+        for row, vector in zip(answer.data, vectors, strict=True)
+    ]
+    return encode(shown)
+
+
+def models(found: ModelList) -> bytes:
+    """The models, by the names that the gateway takes."""
+    data = [
+        {
+            "id": f"{model['provider']}/{model['id']}",
+            "object": "model",
+            "created": int(model["created"].timestamp()) if model["created"] else 0,
+            "owned_by": model["owned_by"] or model["provider"],
+        }
+        for model in found
+    ]
+    return encode({"object": "list", "data": data})
+
+
+def _headers(record: Record | None) -> dict[str, str]:
+    if record is None:
+        return {}
+    headers = {"x-nbllm-request-id": record.request_id, "x-nbllm-session-id": record.session_id}
+    if (theirs := record.provider_request_id) is not None and theirs.isascii() and theirs.isprintable():
+        headers["x-request-id"] = theirs
+    return headers
+
+
+# -- streams ---------------------------------------------------------------------------------------------
+
+
+async def chat_stream(request: web.BaseRequest, stream: CompletionStream) -> web.StreamResponse:
+    """A chat completion as it comes: byte by byte, where the server speaks OpenAI's format."""
+
+    async def events() -> AsyncGenerator[bytes]:
+        record = stream.request
+        as_it_came = record is not None and PROVIDERS[record.provider or "openai"].dialect == "openai"
+        async with aclosing(_batches(stream)) as batches:
+            async for batch in batches:
+                if as_it_came:
+                    yield b"".join([_event(data) for data, _ in batch])
+                else:
+                    yield b"".join([_event(_chunk(item)) for _, item in batch])
+
+    return await _relay(request, stream, events(), b"data: [DONE]\n\n", lambda error: _event(encode(error)))
+
+
+async def response_stream(request: web.BaseRequest, stream: ResponseStream) -> web.StreamResponse:
+    """A response as it comes, byte by byte."""
+
+    async def events() -> AsyncGenerator[bytes]:
+        async with aclosing(_batches(stream)) as batches:
+            async for batch in batches:
+                yield b"".join([_event(data, item.type) for data, item in batch])
+
+    return await _relay(request, stream, events(), b"", _failed_response)
+
+
+async def bridged_stream(request: web.BaseRequest, stream: BridgedStream) -> web.StreamResponse:
+    """A response as it comes from a provider that speaks chat only."""
+
+    async def events() -> AsyncGenerator[bytes]:
+        async for event in stream:
+            yield _event(dumped(event), event.type)
+
+    return await _relay(request, stream, events(), b"", _failed_response)
+
+
+async def _batches(stream: EventStream[E]) -> AsyncGenerator[list[tuple[bytes, E]]]:
+    """What each read of the network has brought: the events' data, and what they say, in pairs."""
+    while await stream._more():
+        waiting, batch = list(stream._events), []
+        try:
+            while (item := stream._next()) is not None:
+                batch.append((waiting[-len(stream._events) - 1], item))
+        except APIError:
+            if batch:
+                yield batch
+            raise
+        if batch:
+            yield batch
+
+
+async def _relay(
+    request: web.BaseRequest,
+    stream: CompletionStream | ResponseStream | BridgedStream,
+    events: AsyncGenerator[bytes],
+    end: bytes,
+    failed: Callable[[dict[str, Any]], bytes],
+) -> web.StreamResponse:
+    """Write a stream as it comes. What fails before its first event keeps its status: it is raised."""
+    record = stream.request
+    headers = {
+        **_headers(record),
+        "Content-Type": "text/event-stream; charset=utf-8",
+        "Cache-Control": "no-cache",
+        "X-Accel-Buffering": "no",  # nginx
+    }
+    response = web.StreamResponse(headers=headers)
+    try:
+        async with aclosing(events):
+            async for data in events:
+                if not response.prepared:
+                    await response.prepare(request)
+                await response.write(data)
+    except (asyncio.CancelledError, ConnectionError):
+        if record is not None and record.status is None:  # the client went away
+            record.status = "cancelled"
+        raise
+    except Exception as error:
+        if not response.prepared:
+            raise
+        end = failed(_said(error))
+    finally:
+        stream.close()
+    if not response.prepared:
+        await response.prepare(request)
+    await response.write_eof(end)
+    return response
+
+
+def _event(data: bytes, kind: str | None = None) -> bytes:
+    if b"\n" in data:  # between the values of JSON that is written in lines
+        data = data.replace(b"\n", b"\ndata: ")
+    if kind is not None and kind.isprintable():
+        return b"event: " + kind.encode() + b"\ndata: " + data + b"\n\n"
+    return b"data: " + data + b"\n\n"
+
+
+def _chunk(chunk: ChatCompletionChunk) -> bytes:
+    """A chunk that was translated, with the nulls that OpenAI's has."""
+    shown = chunk.model_dump(exclude_none=True)
+    for choice in shown["choices"]:
+        choice.setdefault("finish_reason", None)
+    return encode(shown)
+
+
+def _failed_response(said: dict[str, Any]) -> bytes:
+    # As in the reference, and once more under `error`, by which the openai SDK raises.
+    error = said["error"]
+    fields = {"type": "error", "code": error["code"], "message": error["message"], "param": error["param"]}
+    return _event(encode({**fields, **said}), "error")
+
+
+# -- errors ----------------------------------------------------------------------------------------------
+
+
+def refusal(status: int, message: str, code: str | None, headers: Mapping[str, str] = {}) -> web.Response:
+    """An error of the gateway's own."""
+    return web.Response(
+        status=status,
+        body=encode(_shaped(status, {"message": message, "code": code})),
+        headers={**headers, "Content-Type": "application/json"},
+    )
+
+
+def error(error: NbllmError) -> web.Response:
+    """What went wrong, with the status and the body that the server asked gave it."""
+    headers: dict[str, str] = {}
+    if isinstance(error, APIError):
+        headers |= error.response or {}
+        headers |= _headers(error.request)
+        if error.retry_after is not None:
+            headers["retry-after"] = f"{error.retry_after:g}"
+    headers["content-type"] = "application/json"
+    return web.Response(status=_status(error), body=encode(_said(error)), headers=headers)
+
+
+def _status(error: Exception) -> int:
+    if isinstance(error, UsageProblem):
+        return 400
+    if isinstance(error, Timeout) and error.response is None:
+        return 504  # no answer came; a 408 would say that the client is slow
+    status = error.status_code if isinstance(error, APIError) else 500
+    return 502 if status is None or status < 400 else status  # no connection, or no answer in a 200
+
+
+def _said(error: Exception) -> dict[str, Any]:
+    """An error as the body of an answer; keys are masked."""
+    status = _status(error)
+    if not isinstance(error, APIError):
+        return _shaped(status, {"message": masking.redact(str(error) or repr(error))})
+    theirs = error.body.get("error") if isinstance(error.body, dict) else None
+    if not isinstance(theirs, dict) or not isinstance(theirs.get("message"), str):
+        theirs = {"message": error.message, "code": error.code}
+    return _shaped(status, theirs)
+
+
+def _shaped(status: int, fields: Mapping[str, Any]) -> dict[str, Any]:
+    kind = (
+        "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    )
+    return {"error": {"message": "", "type": kind, "param": None, "code": None, **fields}}
