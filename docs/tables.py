@@ -1,4 +1,4 @@
-"""Write the tables of docs/magics.md and docs/log.md that stand in the code: `python -m docs.tables`.
+"""Write the tables of the pages in docs/ that stand in the code: `python -m docs.tables`.
 
 What the code says stands in one place, the code; `tests/test_docs.py` fails where a page differs.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from nbllm.arguments import OPTIONS
 from nbllm.bridges.genai import ATTRIBUTES
 from nbllm.commands import COMMANDS
+from nbllm.overview import PHASES
 from nbllm.settings import Settings, help_of
 
 FOLDER = Path(__file__).parent
@@ -61,6 +62,10 @@ def _attributes() -> str:
     return _table(("column", "attribute"), rows)
 
 
+def _phases() -> str:
+    return _table(("phase", "what happens in it"), [(one.label, one.meaning) for one in PHASES.values()])
+
+
 def _table(head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *rows)]
     return "\n".join([lines[0], "|---|---|", *lines[1:]]) + "\n"
@@ -69,6 +74,7 @@ def _table(head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:
 PAGES = {
     "magics.md": {"options": _options, "commands": _commands, "settings": _settings},
     "log.md": {"attributes": _attributes},
+    "views.md": {"phases": _phases},
 }
 
 if __name__ == "__main__":
