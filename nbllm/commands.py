@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from . import frames, log, masking, settings, tagging
+from . import frames, log, masking, settings, tagging, units
 from .arguments import Words, unquoted
 from .exceptions import AuthenticationError, UsageProblem, did_you_mean
 
@@ -76,11 +76,11 @@ def status() -> str:
 
     requests, connections = frames.requests(), frames.connections()
     chat = Chat()
-    said = f" · {_count(len(chat), 'message')}" if len(chat) else ""
+    said = f" · {units.plural(len(chat), 'message')}" if len(chat) else ""
     reused = requests["connection_reused"].dropna()
     http = "not used yet"
     if len(requests):
-        http = f"{_count(int(connections['closed_at'].isna().sum()), 'connection')} open"
+        http = f"{units.plural(int(connections['closed_at'].isna().sum()), 'connection')} open"
         http += f", {reused.mean():.0%} of requests on a reused one" if len(reused) else ""
         for pool in transport.pools()[:1]:
             http = f"id {id(pool.session)} · {http}"
@@ -101,18 +101,14 @@ def status() -> str:
 def _spend(requests: pd.DataFrame) -> str:
     if not len(requests):
         return "none yet"
-    parts = [_count(len(requests), "request")]
+    parts = [units.plural(len(requests), "request")]
     if failed := int((requests["status"] == "error").sum()):
-        parts.append(_count(failed, "error"))
+        parts.append(units.plural(failed, "error"))
     if requests["input_tokens"].notna().any():
         parts.append(f"{requests['input_tokens'].sum():,}→{requests['output_tokens'].sum():,} tok")
     if requests["cost_usd"].notna().any():
         parts.append(f"${requests['cost_usd'].sum():,.4f}")
     return " · ".join(parts)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 # -- frames ----------------------------------------------------------------------------------------
@@ -258,7 +254,7 @@ def _reset(value: str) -> None:
     chat = Chat(value or None)
     count = len(chat)
     chat.reset()
-    print(f"{chat.session_id}: {_count(count, 'message')} forgotten; the log keeps them")
+    print(f"{chat.session_id}: {units.plural(count, 'message')} forgotten; the log keeps them")
 
 
 def _export(value: str) -> None:
@@ -332,7 +328,7 @@ def _doctor(_: str) -> Diagnosis:
 def _close(_: str) -> None:
     from . import transport
 
-    print(f"{_count(transport.close(), 'connection')} closed")
+    print(f"{units.plural(transport.close(), 'connection')} closed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -288,8 +288,7 @@ def _sessions() -> Iterator[str]:
 
 def _logged(columns: str, condition: str) -> list[Any]:
     """Different values of these columns among this kernel's requests, the latest first."""
-    first = tagging.first_request_id()
-    last = first + (1 << 31) - 1
+    first, last = tagging.own_ids()
     query = (
         f"SELECT {columns} FROM requests WHERE id BETWEEN {first} AND {last} AND {condition} "
         f"GROUP BY {columns} ORDER BY max(id) DESC LIMIT 100"

@@ -36,6 +36,7 @@ from . import (
     reachability,
     settings,
     transport,
+    units,
 )
 from .exceptions import UsageProblem
 
@@ -142,10 +143,10 @@ def _checked(name: str, look: Callable[[], list[Check]]) -> list[Check]:
 def _failed(name: str, error: Exception) -> Check:
     # A UsageProblem says itself which value is wrong, and what to do.
     why = "" if isinstance(error, UsageProblem) else f"this could not be looked at: {type(error).__name__}: "
-    return Check(name, "problem", _foreign(f"{why}{error}"))
+    return Check(name, "problem", _shown(f"{why}{error}"))
 
 
-def _foreign(text: str) -> str:
+def _shown(text: str) -> str:
     """Text that came from outside, as it can be shown: without keys and control characters."""
     for provider in providers.PROVIDERS:
         for variable in keys.key_variables(provider):
@@ -231,11 +232,11 @@ async def _reached(name: str, provider: providers.Provider, env: Mapping[str, st
         url = URL(providers.resolve(f"{provider.name}/any", environ=env).base_url)
     except UsageProblem as error:
         named = [v for v in (variable, keys.set_variable(provider.name, env)) if v is not None]
-        return Check(name, "problem", _foreign(str(error)), f"set {' or '.join(named)} anew")
+        return Check(name, "problem", _shown(str(error)), f"set {' or '.join(named)} anew")
     proxy = transport.environment_proxy(url.scheme, url.host or "")
-    where = _foreign(reachability.address(proxy or url))
+    where = _shown(reachability.address(proxy or url))
     if proxy is not None:
-        where += f" for {_foreign(reachability.address(url))} (the proxy of the environment)"
+        where += f" for {_shown(reachability.address(url))} (the proxy of the environment)"
     started = time.perf_counter()
     trouble = await reachability.trouble(proxy or url, variable)
     if trouble is None:
@@ -244,7 +245,7 @@ async def _reached(name: str, provider: providers.Provider, env: Mapping[str, st
     message, remedy = trouble
     if proxy is not None:
         remedy = "look at HTTPS_PROXY and HTTP_PROXY, or name the host in NO_PROXY; then restart the kernel"
-    return Check(name, "problem", f"{where} {_foreign(message)}", remedy)
+    return Check(name, "problem", f"{where} {_shown(message)}", remedy)
 
 
 # -- log ---------------------------------------------------------------------------------------------
@@ -258,17 +259,17 @@ def _log() -> list[Check]:
         return [Check("log", "note", message, f"set by {source}; nbllm.configure(log=PATH) names a file")]
     path = log.path()
     if "://" in (path or ""):
-        return [Check("log", "ok", f"{_foreign(path or '')} · reachable")]
+        return [Check("log", "ok", f"{_shown(path or '')} · reachable")]
     trouble = None if "://" in wanted else _why_not_writable(path or wanted or log.default_path())
     if path is None:
-        where = _foreign(log.shown(wanted))
-        why = _foreign(trouble or "it was not usable when this kernel first wrote to it")
+        where = _shown(log.shown(wanted))
+        why = _shown(trouble or "it was not usable when this kernel first wrote to it")
         remedy = "nbllm.configure(log=PATH) names another place, or tries the same again"
         return [Check("log", "problem", f"in memory, because {where} can't be used: {why}", remedy)]
     if trouble is not None:
         remedy = "nbllm.configure(log=PATH) names another place"
-        return [Check("log", "problem", f"{_foreign(path)} can't be written: {_foreign(trouble)}", remedy)]
-    return [Check("log", "ok", f"{_foreign(path)} · {_size(path)} · writable")]
+        return [Check("log", "problem", f"{_shown(path)} can't be written: {_shown(trouble)}", remedy)]
+    return [Check("log", "ok", f"{_shown(path)} · {_size(path)} · writable")]
 
 
 def _why_not_writable(path: str) -> str | None:
@@ -292,12 +293,7 @@ def _why_not_writable(path: str) -> str | None:
 
 
 def _size(path: str) -> str:
-    size = float(sum(os.path.getsize(name) for name in (path, f"{path}-wal") if os.path.exists(name)))
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:,.1f} GB"
+    return units.size(sum(os.path.getsize(name) for name in (path, f"{path}-wal") if os.path.exists(name)))
 
 
 # -- connections and settings ------------------------------------------------------------------------
@@ -329,18 +325,22 @@ def _connections() -> list[Check]:
         return [Check("connections", "ok", "no request of this kernel has had a connection yet")]
     reused = int(connected["connection_reused"].sum())
     checks = [
-        Check("connections", "ok", f"{reused:,} of {_count(len(connected))} went over one that was open")
+        Check(
+            "connections",
+            "ok",
+            f"{reused:,} of {units.plural(len(connected), 'request')} went over one that was open",
+        )
     ]
     fresh = connected[~connected["connection_reused"].astype(bool)]
     reasons = fresh["connection_reason"].astype("string").fillna("unknown")
     for reason, number in reasons.value_counts().items():
         idle = fresh.loc[reasons == reason, "connection_idle_ms"].min()  # NaN where none had idled
-        message = f"{_count(int(number))}: {reason}"
+        message = f"{units.plural(int(number), 'request')}: {reason}"
         if not math.isnan(idle):
             message += f", after {idle / 1e3:,.1f} s or more"
         remedy = _REASONS.get(str(reason).partition(":")[0], "close_reason in nbllm.connections() tells more")
         status: Literal["ok", "note"] = "ok" if reason in _HARMLESS else "note"
-        checks.append(Check("new connection", status, _foreign(message), remedy))
+        checks.append(Check("new connection", status, _shown(message), remedy))
     return checks
 
 
@@ -357,11 +357,8 @@ def _settings() -> list[Check]:
         waits = requests[column].loc[requests[column] > 0]
         if len(waits):
             now = ", ".join(f"{name}={getattr(values, name)}" for name in names)
-            message = f"{_count(len(waits))} waited for {what}, {waits.sum() / 1e3:,.1f} s in all ({now})"
+            count = units.plural(len(waits), "request")
+            message = f"{count} waited for {what}, {waits.sum() / 1e3:,.1f} s in all ({now})"
             remedy = f"if the provider allows more, raise it by nbllm.configure({names[0]}=…)"
             checks.append(Check("settings", "note", message, remedy))
     return checks or [Check("settings", "ok", "none has made a request wait")]
-
-
-def _count(number: int) -> str:
-    return f"{number:,} {'request' if number == 1 else 'requests'}"

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from . import details, log, masking, notices, overview, tagging, tracing
@@ -62,6 +63,22 @@ def remove(view: View) -> None:
     _state.feed.remove(view)
 
 
+def mark() -> int:
+    """A mark of this moment, for `offer`."""
+    return _state.feed.drained
+
+
+def offer(view: View, seen: Overview, since: int) -> None:
+    """Spare a new view the reading of what was just read for it: with many rows that is what takes longest.
+
+    Args:
+        view: What is served.
+        seen: The rows.
+        since: The mark of a moment before they were read: what a view was told since then must not be undone.
+    """
+    _state.feed.offer(view, seen, since)
+
+
 def ask(view: View, message: Mapping[str, Any]) -> None:
     """Have a browser's message answered, in the feed's thread."""
     _state.feed.ask(view, message)
@@ -78,6 +95,7 @@ class _Served:
         self.all_due = [now + seconds for seconds in REPEATS]
         self.changed_at = math.inf  # the last change that the static form lacks
         self.still_at = -math.inf
+        self.known: Overview | None = None  # everything, where nothing was told that is not in it
 
     def due(self) -> float:
         """When there is something to do."""
@@ -92,6 +110,8 @@ class _Served:
         if self.all_due and self.all_due[0] <= now:
             self.all_due = [due for due in self.all_due if due > now]
             self._try(self.send_all)
+            if not self.all_due:
+                self.known = None
         if self._still_due() <= now:
             self.changed_at, self.still_at = math.inf, now
             self._try(self.view.show_still)
@@ -113,8 +133,10 @@ class _Served:
             case {"kind": "hello" | "refresh" as kind}:
                 self.all_due = []
                 if kind == "refresh":  # other kernels may have gone on
+                    self.known = None
                     self.changed_at = time.monotonic()
                 self._try(self.send_all)
+                self.known = None
             case {"kind": "detail", "request_id": str(request_id)}:
                 self._try(lambda: self._send_detail(request_id))
             case {"kind": "search", "text": str(text)}:
@@ -122,7 +144,12 @@ class _Served:
 
     def send_all(self) -> None:
         """Send everything that is meant."""
-        self.view.send(_rows(overview.overview(self.view.selection), reset=True))
+        found = self.known
+        if found is None:
+            found = overview.overview(self.view.selection)
+        else:
+            found = replace(found, taken_at=time.time())
+        self.view.send(_rows(found, reset=True))
 
     def _send_changes(self, ids: set[int], connection_ids: set[str]) -> None:
         found = overview.changed(self.view.selection, ids, connection_ids)
@@ -176,6 +203,7 @@ class _Feed:
         self.wake = threading.Event()
         self.jobs: deque[tuple[View, Mapping[str, Any]]] = deque()
         self.changes: deque[int | str] = deque()  # requests and connections, by their ids
+        self.drained = 0  # how often changes were taken, and told
         self.is_roused = False  # for the changes that are there: an event costs more than a look at this
 
     # -- on the event loop -----------------------------------------------------------------------
@@ -222,6 +250,11 @@ class _Feed:
             self.served.pop(id(view), None)
         self.wake.set()
 
+    def offer(self, view: View, seen: Overview, since: int) -> None:
+        with self.lock:
+            if since == self.drained and (one := self.served.get(id(view))) is not None:
+                one.known = seen
+
     def ask(self, view: View, message: Mapping[str, Any]) -> None:
         self.jobs.append((view, message))
         self.wake.set()
@@ -243,6 +276,10 @@ class _Feed:
             if changes_due <= began:
                 changes_due = math.inf
                 ids, connection_ids = self._take_changes()
+                with self.lock:
+                    self.drained += 1
+                    for one in served:
+                        one.known = None
                 for one in served:
                     one.note_changes(ids, connection_ids)
             for one in served:

@@ -1,7 +1,8 @@
 """One line about requests: which model answered, and what it took in tokens, money, time and connections.
 
-Owns `footer` and `brief`, for one request, and `summary`, for several. Pure; called by the magics. Knows a
-`tracing.Record`, or a row of the log with the same names, and nothing of where it comes from.
+Owns `footer` and `brief`, for one request, and `summary`, for several. Pure; called by the magics and
+`transcripts`. Knows a `tracing.Record`, or a row of the log with the same names, and nothing of where it
+comes from.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def summary(requests: Sequence[tracing.Record | SimpleNamespace]) -> str:
         input_tokens=_total(requests, "input_tokens"), output_tokens=_total(requests, "output_tokens")
     )
     parts = (
-        "1 request" if len(requests) == 1 else f"{len(requests):,} requests",
+        units.plural(len(requests), "request"),
         f"{failed:,} not ok" if failed else None,
         ", ".join(models) if len(models) <= 3 else f"{len(models)} models",
         ", ".join(sessions) if len(sessions) <= 3 else f"{len(sessions)} sessions",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote_plus, urlsplit
 
 import msgspec
 
@@ -78,7 +78,12 @@ def _read(record: tracing.Record, overheard: Overheard) -> None:
     provider = provider_of(record.server_address, record.server_port, path, kind.dialect)
     record.operation, record.provider = kind.operation, provider.name
     request = read_message((0.0, data) for data in overheard.sent)
+    keys = _keys(request) if request is not None else []
+    request = _without(keys, request)
+    if record.error_message is not None:
+        record.error_message = _masked(keys, record.error_message)
     body = _object(request)
+    _mask_fields(body)
     record.request_model = _model(body, path)
     record.stream = body.get("stream") is True or "streamGenerateContent" in path
     if request is not None:
@@ -88,7 +93,7 @@ def _read(record: tracing.Record, overheard: Overheard) -> None:
     keeps = settings().content and not _SAID.isdisjoint(body)
     if keeps:
         record.content = encode(body)
-    answer = read_message(overheard.received)
+    answer = _without(keys, read_message(overheard.received))
     if answer is None:
         return
     record.headers = answer.headers
@@ -98,6 +103,62 @@ def _read(record: tracing.Record, overheard: Overheard) -> None:
         _note_refusal(record, answer, route, keeps)
     elif record.status == "ok" or record.stream:
         _note_answer(record, answer, kind, route, keeps)
+
+
+# Names of headers, of a URL's parameters, and of fields in which keys stand. (`max_tokens` holds a number.)
+_SECRET_HEADER = re.compile("auth|(?<!idempotency-)key|token|secret|cookie", re.IGNORECASE)
+_SECRET_FIELD = re.compile(
+    r"^key$|api[_-]?key|authorization|password|secret|(access|auth|session)[_-]?token|^sig$", re.IGNORECASE
+)
+# A word as "ollama" or "not-needed", which stands where any key does, is none: it may be in every answer.
+_LIKE_KEY = re.compile(r"(?=\S*[0-9]|\S{20})\S{8,}")
+
+
+def _keys(request: Message) -> list[str]:
+    """The keys that a request sends along, which its server may quote."""
+    said = [value for name, value in request.headers.items() if _SECRET_HEADER.search(name)]
+    found = [part for value in said for part in re.split(r"[\s;,=]+", value)]
+    query = request.first.partition(" ")[2].partition("?")[2].partition(" ")[0]
+    for name, _, value in (given.partition("=") for given in query.split("&")):
+        if _SECRET_FIELD.search(name):
+            found += value, unquote_plus(value)
+    return sorted(filter(_LIKE_KEY.fullmatch, {*found}), key=len, reverse=True)
+
+
+def _masked(keys: list[str], text: str) -> str:
+    for key in keys:
+        text = text.replace(key, "[key]")
+    return text
+
+
+def _without(keys: list[str], message: Message | None) -> Message | None:
+    """The message with these keys masked in it."""
+    if message is None or not keys:
+        return message
+    headers = {name: _masked(keys, value) for name, value in message.headers.items()}
+    pieces, body = message.pieces, message.body
+    for key in (key.encode("latin-1", "replace") for key in keys):
+        if key in body:
+            body = body.replace(key, b"[key]")
+            pieces = [(now, data.replace(key, b"[key]")) for now, data in pieces]
+    if b"".join(data for _, data in pieces) != body:  # one was cut in two
+        pieces = [(pieces[-1][0], body)]
+    return Message(message.first, headers, pieces)
+
+
+def _mask_fields(body: dict[str, Any]) -> None:
+    """Mask the texts under names that keys go by, as a tool's `authorization`, but in what is said."""
+    waiting: list[Any] = [body]
+    while waiting:
+        held = waiting.pop()
+        if isinstance(held, list):
+            waiting += held
+        elif isinstance(held, dict):
+            for name, item in held.items():
+                if isinstance(item, str) and _SECRET_FIELD.search(name):
+                    held[name] = "[key]"
+                elif held is not body or name not in _SAID:
+                    waiting.append(item)
 
 
 def provider_of(host: str | None, port: int | None, path: str, dialect: str) -> Provider:

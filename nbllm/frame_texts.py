@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import frames, masking, overview, text_tables, units
+from . import frames, overview, units
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +40,13 @@ SHOWN = {
         "close_reason tls_version"
     ),
     "sessions": " ".join(("owner", *frames.SESSIONS)),
+}
+
+# All columns of each.
+_VIEWS = {
+    "requests": frames.REQUESTS,
+    "connections": frames.CONNECTIONS,
+    "sessions": {"owner": "label", **frames.SESSIONS},
 }
 
 # Of many columns these are left out where they have nothing to tell: what all rows say that is as usual.
@@ -170,13 +177,6 @@ def _chosen(frame: pd.DataFrame) -> list[int]:
     hidden = set() if is_choice else all_names.keys() - SHOWN[view].split()
     places = [at for at, name in enumerate(names) if not (isinstance(name, str) and name in hidden)]
     return [at for at in places if _tells(frame.iloc[:, at], is_choice)] if len(frame) else places
-
-
-_VIEWS = {
-    "requests": frames.REQUESTS,
-    "connections": frames.CONNECTIONS,
-    "sessions": {"owner": "label", **frames.SESSIONS},
-}
 
 
 def _tells(values: pd.Series[Any], is_choice: bool) -> bool:
@@ -326,5 +326,4 @@ def _as_pandas(values: pd.Series[Any]) -> tuple[list[str], bool]:
 
 
 def _one_line(text: str) -> str:
-    text = text_tables.one_line(masking.redact(text))
-    return text if len(text) <= TEXT_CHARACTERS else f"{text[: TEXT_CHARACTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
+    return overview.said(text, TEXT_CHARACTERS)

@@ -54,7 +54,8 @@ def from_markdown(text: str) -> str:
 
 def escape(text: str) -> str:
     """`text` as HTML that shows it letter by letter: no markup, and no math."""
-    return html.escape(text).replace("$", "<span>$</span>")
+    # A backslash may begin math too, unless it stands alone.
+    return html.escape(text).replace("$", "<span>$</span>").replace("\\", "<span>\\</span>")
 
 
 def frame(page: str) -> str:

@@ -1,8 +1,8 @@
 """What the views show of the log: the rows of requests and connections, and the numbers over them.
 
-Owns `Overview`, `totals`, `sessions_of`, `spend` and the phases of a request. Which requests are meant is
-`selection`'s. Called by `feeds`, `widgets`, `reports` and `pictures`; the dashboard computes the same numbers
-in the browser, where its filter stands.
+Owns `Overview`, `totals`, `sessions_of`, `spend`, the phases of a request, and how it is called. Which
+requests are meant is `selection`'s. Called by all views; the dashboard computes the same numbers in the
+browser, where its filter stands (`static/store.js`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from . import schema, selection, tagging
+from . import masking, schema, selection, tagging, text_tables
 from .contents import messages_of, text_of
 from .selection import Selection
 
@@ -22,6 +22,9 @@ LIMIT = 10_000
 
 PROMPT_CHARACTERS = 120
 ERROR_CHARACTERS = 500
+LONGEST_TEXT = 20_000
+"""How much of a text is looked at: much more than is shown, so that no key is cut before it is masked."""
+
 READABLE_BYTES = 1 << 16
 """How large a body may be of which the prompt is told: to read megabytes for a line would take too long."""
 
@@ -132,19 +135,17 @@ def _listed(texts: Iterable[str]) -> str:
 def _requests(chosen: Selection, condition: str, limit: int) -> list[Row]:
     is_said = f"contents.id = requests.id AND length(request) <= {READABLE_BYTES}"
     body = f"(SELECT request FROM contents WHERE {is_said})"
-    notebook = "(SELECT notebook FROM kernels WHERE kernels.kernel_id = requests.kernel_id)"
+    names = ", ".join((*_NAMES, selection.NOTEBOOK, body))
     found = selection.read(
         chosen,
         lambda where, _: (
-            f"SELECT {', '.join(_NAMES)}, {notebook}, {body} FROM requests WHERE {where} AND {condition} "
+            f"SELECT {names} FROM requests WHERE {where} AND {condition} "
             f"ORDER BY started_at DESC, id DESC LIMIT {limit}"
         ),
     )
-    rows = [dict(zip(COLUMNS, values, strict=True)) for values in reversed(found)]
+    rows = selection.as_dicts(COLUMNS, reversed(found))
     for row in rows:
         row["prompt"] = _prompt(row["prompt"])
-        for name in ("stream", "connection_reused"):  # SQLite has numbers for them
-            row[name] = None if row[name] is None else bool(row[name])
         if row["error_message"]:
             row["error_message"] = row["error_message"][:ERROR_CHARACTERS]
     return rows
@@ -153,7 +154,11 @@ def _requests(chosen: Selection, condition: str, limit: int) -> list[Row]:
 def _prompt(request: str | None) -> str | None:
     """How the last message of the user begins, in one line."""
     said = [message for message in messages_of(request) if message["role"] == "user"] if request else []
-    return " ".join(text_of(said[-1])[: 4 * PROMPT_CHARACTERS].split())[:PROMPT_CHARACTERS] if said else None
+    if not said:
+        return None
+    # More is looked at than is told, so that no key is cut before it is masked.
+    text = masking.redact(text_of(said[-1])[: 8 * PROMPT_CHARACTERS])
+    return " ".join(text[: 4 * PROMPT_CHARACTERS].split())[:PROMPT_CHARACTERS]
 
 
 def _connections(chosen: Selection, condition: Callable[[str], str]) -> list[Row]:
@@ -191,6 +196,12 @@ def phases(row: Row) -> list[tuple[str, float]]:
         "stream": received - first,
     }
     return [(name, value) for name, value in took.items() if value and value > 0]
+
+
+def said(value: Any, length: int) -> str:
+    """A text from outside, as a view may show it: masked, in one line, and no longer than that."""
+    text = text_tables.one_line(masking.redact(str(value)[:LONGEST_TEXT]))
+    return text if len(text) <= length else f"{text[: length - 1].rstrip()}\N{HORIZONTAL ELLIPSIS}"
 
 
 def model_of(row: Row) -> str:
@@ -340,6 +351,11 @@ def sessions_of(requests: Iterable[Row]) -> list[Group]:
     return [Group(session_id, owner, rows) for (session_id, owner), rows in groups.items()]
 
 
+def spender_of(row: Row, by: str) -> str:
+    """The model or the session that `spend` counts a request to; `by` as there."""
+    return model_of(row) if by == "request_model" else str(row[by])
+
+
 def spend(requests: Iterable[Row], by: str) -> list[tuple[str, Totals]]:
     """What was spent on each model or in each session, the dearest first.
 
@@ -349,6 +365,6 @@ def spend(requests: Iterable[Row], by: str) -> list[tuple[str, Totals]]:
     """
     groups: dict[str, list[Row]] = {}
     for row in requests:
-        groups.setdefault(model_of(row) if by == "request_model" else row[by], []).append(row)
+        groups.setdefault(spender_of(row, by), []).append(row)
     spent = [(name, totals(rows)) for name, rows in groups.items()]
     return sorted(spent, key=lambda one: (-(one[1].cost_usd or 0.0), -(one[1].input_tokens or 0), one[0]))

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from . import masking, overview, text_tables, units
+from . import overview, units
 from .exceptions import UsageProblem
 from .overview import PHASES, Overview, Row
 from .selection import Selection, Since
@@ -125,7 +125,7 @@ def _draw(ax: Axes, found: Overview, session: str | None) -> None:
     ax.set_axisbelow(True)
     ax.spines[["top", "right", "left"]].set_visible(False)
     lines = _draw_legend(ax)
-    count = f"{len(rows):,} request{'' if len(rows) == 1 else 's'}"
+    count = units.plural(len(rows), "request")
     if found.left_out:
         count = f"the last {len(rows):,} of {len(rows) + found.left_out:,} requests"
     title = count if session is None else f"{_said(session)} \N{MIDDLE DOT} {count}"
@@ -268,5 +268,4 @@ def _label(row: Row) -> str:
 
 
 def _said(text: str) -> str:
-    """A text from outside: masked, in one line, cut."""
-    return text_tables.shortened(text_tables.one_line(masking.redact(text)), LABEL_CHARACTERS)
+    return overview.said(text, LABEL_CHARACTERS)

@@ -13,6 +13,7 @@ Owns its layout; what it says is `report_parts`'. It must look right wherever a 
 from __future__ import annotations
 
 from . import overview, report_parts, text_tables, units
+from .markup import escape
 from .overview import Group, Overview, Row
 from .report_markup import (
     ALARM,
@@ -30,14 +31,13 @@ from .report_markup import (
     Column,
     bars,
     fold,
-    foreign,
-    joined,
+    isolated,
     marked,
     muted,
     note,
-    shown,
     table,
     two,
+    unbroken,
 )
 from .report_parts import DOT, Parts
 from .time_axis import TimeAxis, segments, span
@@ -111,10 +111,10 @@ def _headline(parts: Parts) -> str:
 def _tile(label: str, value: str) -> str:
     edge = ALARM if label == "errors" and value != "0" else LINE
     number, _, estimate = value.partition(" (")
-    beside = f' <small style="{MUTED};font-weight:normal">({shown(estimate)}</small>' if estimate else ""
+    beside = f' <small style="{MUTED};font-weight:normal">({escape(estimate)}</small>' if estimate else ""
     return (
         f'<span style="{TILE};border-left:2px solid {edge}">{muted(label)} '
-        f'<b style="{FIGURE}">{shown(number)}{beside}</b></span>'
+        f'<b style="{FIGURE}">{escape(number)}{beside}</b></span>'
     )
 
 
@@ -141,7 +141,7 @@ def _sessions(parts: Parts, most: int) -> list[str]:
     listed = [(group, rows) for at, (group, rows) in enumerate(groups) if rows or at >= spare]
     notes = []
     if left := len(groups) - len(listed):
-        notes.append(note(f"{report_parts.plural(left, 'older session')} not listed"))
+        notes.append(note(f"{units.plural(left, 'older session')} not listed"))
     newest_first, seen = [], 0
     for group, rows in reversed(listed):
         seen += len(rows)
@@ -153,7 +153,7 @@ def _session(parts: Parts, group: Group, rows: list[Row], *, is_open: bool) -> s
     totals = group.totals
     has_notebooks = len({row["notebook"] for row in parts.overview.requests}) > 1
     facts = [
-        report_parts.plural(totals.requests, "request"),
+        units.plural(totals.requests, "request"),
         f"{units.tokens(totals.input_tokens, totals.output_tokens)} tokens",
         report_parts.cost(totals),
         units.seconds(totals.duration_ms),
@@ -165,13 +165,13 @@ def _session(parts: Parts, group: Group, rows: list[Row], *, is_open: bool) -> s
         parts.clock(group.requests[0]["started_at"]),
     ]
     name = report_parts.session_name(group, parts.sessions)
-    told = [f"<b>{foreign(name)}</b>", *(foreign(fact) for fact in facts if fact)]
+    told = [f"<b>{isolated(name)}</b>", *(isolated(fact) for fact in facts if fact)]
     if trouble := report_parts.troubles(totals):
         told.insert(2, marked(trouble, is_alarm=totals.errors > 0))
     older = len(group.requests) - len(rows)
     inner = _requests(parts, rows) if rows else ""
     if older:
-        inner += note(f"{report_parts.plural(older, 'older request')} not listed")
+        inner += note(f"{units.plural(older, 'older request')} not listed")
     return fold(DOT.join(told), inner, is_open)
 
 
@@ -201,16 +201,16 @@ def _timed(heading: str, share: int, axis: TimeAxis) -> Column:
 def _request(parts: Parts, row: Row, axis: TimeAxis) -> list[str]:
     prompt, first = report_parts.prompt(row, PROMPT_CHARACTERS), row["ttft_ms"]
     return [
-        foreign(report_parts.cell(row)),
-        two(foreign(prompt), foreign(report_parts.model(row))),
+        isolated(report_parts.cell(row)),
+        two(isolated(prompt), isolated(report_parts.model(row))),
         _status(row),
         two(
-            joined(units.tokens(row["input_tokens"], row["output_tokens"])),
-            joined(units.money(row["cost_usd"])),
+            unbroken(units.tokens(row["input_tokens"], row["output_tokens"])),
+            unbroken(units.money(row["cost_usd"])),
         ),
         two(
-            joined(report_parts.duration(row, parts.now)),
-            "" if first is None else joined(f"first {units.seconds(first)}"),
+            unbroken(report_parts.duration(row, parts.now)),
+            "" if first is None else unbroken(f"first {units.seconds(first)}"),
         ),
         bars(_waterfall(row, axis, parts.now), report_parts.phases(row)),
     ]
@@ -232,10 +232,10 @@ def _waterfall(row: Row, axis: TimeAxis, now: float) -> list[Bar]:
 
 def _status(row: Row) -> str:
     word, _, more = report_parts.status(row).partition(" ")
-    first = foreign(word.rstrip(","))
+    first = isolated(word.rstrip(","))
     if row["status"] != "ok":
         first = marked(word.rstrip(","), is_alarm=row["status"] == "error")
-    return two(first, foreign(more))
+    return two(first, isolated(more))
 
 
 def _phases(rows: list[Row]) -> str:
@@ -252,7 +252,9 @@ def _phases(rows: list[Row]) -> str:
         lines.append([report_parts.cell(row), report_parts.model(row), *numbers])
     text = "\n".join(text_tables.table(columns, lines, WIDEST))
     summary = f'<summary style="cursor:pointer">{muted("the phases in numbers")}</summary>'
-    return f'<details style="padding:0 6px 8px">{summary}<pre style="{PLAIN}">{shown(text)}</pre></details>\n'
+    return (
+        f'<details style="padding:0 6px 8px">{summary}<pre style="{PLAIN}">{escape(text)}</pre></details>\n'
+    )
 
 
 # -- errors, connections, spend ----------------------------------------------------------------------------
@@ -273,13 +275,13 @@ def _errors(parts: Parts) -> str:
         message = report_parts.said(row["error_message"] or "", report_parts.MESSAGE_CHARACTERS)
         rows.append(
             [
-                shown(parts.clock(row["started_at"])),
-                foreign(report_parts.cell(row)),
-                two(foreign(report_parts.said(row["session_id"])), foreign(report_parts.model(row))),
-                f"<b>{foreign(report_parts.status(row))}</b> {foreign(message)}",
+                escape(parts.clock(row["started_at"])),
+                isolated(report_parts.cell(row)),
+                two(isolated(report_parts.said(row["session_id"])), isolated(report_parts.model(row))),
+                f"<b>{isolated(report_parts.status(row))}</b> {isolated(message)}",
             ]
         )
-    title = marked(report_parts.plural(len(failed), "error"), is_alarm=True)
+    title = marked(units.plural(len(failed), "error"), is_alarm=True)
     if len(failed) > ERRORS:
         title += f"{DOT}the newest {ERRORS} are listed"
     return fold(title, table(columns, rows), len(failed) <= OPEN)
@@ -300,11 +302,11 @@ def _connections(parts: Parts) -> str:
     ]
     rows = [
         [
-            two(foreign(lane.name), foreign(lane.server)),
-            two(shown(lane.opened), foreign(lane.why_opened)),
-            two(shown(lane.closed), foreign(lane.why_closed)),
+            two(isolated(lane.name), isolated(lane.server)),
+            two(escape(lane.opened), isolated(lane.why_opened)),
+            two(escape(lane.closed), isolated(lane.why_closed)),
             units.count(lane.count),
-            two(joined(f"{units.size(lane.received)} in"), joined(f"{units.size(lane.sent)} out")),
+            two(unbroken(f"{units.size(lane.received)} in"), unbroken(f"{units.size(lane.sent)} out")),
             bars(_lane(lane, axis, parts.now)),
         ]
         for lane in lanes
@@ -312,7 +314,7 @@ def _connections(parts: Parts) -> str:
     totals, every = parts.totals, len(parts.overview.connections)
     title = DOT.join(
         [
-            f"<b>{report_parts.plural(every, 'connection')}</b>",
+            f"<b>{units.plural(every, 'connection')}</b>",
             *([f"the newest {len(lanes)} are listed"] if every > len(lanes) else []),
             f"{units.percent(totals.reuse_ratio)} of requests reused one",
         ]
@@ -352,16 +354,16 @@ def _spend(parts: Parts) -> str:
         ]
         rows = [
             [
-                foreign(one.name),
+                isolated(one.name),
                 units.count(one.requests),
-                joined(one.tokens),
-                joined(one.cost),
+                unbroken(one.tokens),
+                unbroken(one.cost),
                 *([units.count(one.unpriced)] if parts.totals.unpriced else []),
-                joined(units.percent(one.share)),
+                unbroken(units.percent(one.share)),
                 bars([Bar(0.0, one.share or 0.0, SERVED)]),
             ]
             for one in spent
         ]
         tables.append(table(columns, rows))
-    title = f"<b>Spend</b>{DOT}{shown(report_parts.cost(parts.totals))}"
+    title = f"<b>Spend</b>{DOT}{escape(report_parts.cost(parts.totals))}"
     return fold(title, "".join(tables), len(parts.requests) <= OPEN)

@@ -1,7 +1,7 @@
 """The pieces of a report's HTML: texts, folds, bars and tables, with inline styles alone.
 
-Owns the look and the escaping; `report_html` puts the pieces together. Pure. Colours are inherited and
-grounds translucent, as nobody tells whether the theme is light or dark.
+Owns the look; the escaping is `markup`'s, and `report_html` puts the pieces together. Pure. Colours are
+inherited and grounds translucent, as nobody tells whether the theme is light or dark.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+from .markup import escape
 
 LINE = "rgba(128,128,128,0.35)"
 GROUND = "rgba(128,128,128,0.12)"
@@ -61,20 +63,14 @@ class Column(NamedTuple):
     ruler: Sequence[Bar] = ()
 
 
-def shown(text: str) -> str:
-    """`text` letter by letter: no markup, and no math."""
-    safe = html.escape(text)
-    return safe.replace("$", "<span>$</span>").replace("\\", "<span>\\</span>")
+def isolated(text: str) -> str:
+    """A text from outside, which may be written from right to left: what stands beside it is not."""
+    return f"<bdi>{escape(text)}</bdi>" if not text.isascii() else escape(text)
 
 
-def foreign(text: str) -> str:
-    """A text from outside, which may be written from right to left."""
-    return f"<bdi>{shown(text)}</bdi>" if not text.isascii() else shown(text)
-
-
-def joined(text: str) -> str:
+def unbroken(text: str) -> str:
     """A number that no line is broken in."""
-    return shown(text.replace(" ", "\N{NO-BREAK SPACE}"))
+    return escape(text.replace(" ", "\N{NO-BREAK SPACE}"))
 
 
 def bars(drawn: Iterable[Bar], text: str = "") -> str:
@@ -100,7 +96,7 @@ def bars(drawn: Iterable[Bar], text: str = "") -> str:
             f'vertical-align:middle;background-color:{colour}"></span>'
         )
     hover = f' title="{html.escape(text)}"' if text else ""
-    hidden = f'<span style="{HIDDEN}">{shown(text)}</span>' if text else ""
+    hidden = f'<span style="{HIDDEN}">{escape(text)}</span>' if text else ""
     return f'<div{hover} style="{TRACK}">{"".join(pieces)}{hidden}</div>'
 
 
@@ -116,12 +112,12 @@ def two(first: str, second: str) -> str:
 
 def note(text: str) -> str:
     """A line on its own about the rest."""
-    return f'<div style="padding:2px 0 4px">{muted(shown(text))}</div>\n'
+    return f'<div style="padding:2px 0 4px">{muted(escape(text))}</div>\n'
 
 
 def marked(text: str, *, is_alarm: bool) -> str:
     """A word that is to be seen."""
-    return f'<b style="background-color:{WARNING if is_alarm else GROUND};padding:0 3px">{foreign(text)}</b>'
+    return f'<b style="background-color:{WARNING if is_alarm else GROUND};padding:0 3px">{isolated(text)}</b>'
 
 
 def fold(title: str, inner: str, is_open: bool) -> str:
@@ -141,7 +137,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> str:
         style = (
             f"width:{column.share}%;padding:3px 6px;text-align:{way};font-weight:normal;white-space:normal"
         )
-        inner = muted(shown(column.heading)) + (bars(column.ruler) if column.ruler else "")
+        inner = muted(escape(column.heading)) + (bars(column.ruler) if column.ruler else "")
         return f'<th{side} style="{style};border-bottom:1px solid {LINE}">{inner}</th>'
 
     def cell(column: Column, inner: str) -> str:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import PurePath
 from typing import Any
 
-from . import masking, overview, text_tables, time_axis, units
+from . import overview, time_axis, units
 from .overview import Group, Overview, Row, Totals
 
 NAME_CHARACTERS = 60
@@ -92,10 +92,8 @@ class Parts:
 
 
 def said(value: Any, length: int = NAME_CHARACTERS) -> str:
-    """A text from outside: masked, in one line, cut."""
-    # What is looked at is much longer than what is shown, so that no key is cut before it is masked.
-    text = text_tables.one_line(masking.redact(str(value)[: 20 * length]))
-    return text if len(text) <= length else f"{text[:length].rstrip()}\N{HORIZONTAL ELLIPSIS}"
+    """`overview.said`, as long as a name by default."""
+    return overview.said(value, length)
 
 
 # -- numbers over several requests -------------------------------------------------------------------------
@@ -125,10 +123,6 @@ def headline(totals: Totals) -> list[tuple[str, str]]:
     return [(label, value) for label, value in tiles if value]
 
 
-def plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def troubles(totals: Totals) -> str:
     """How many did not end well, or not yet; empty where all did."""
     counted = {
@@ -136,7 +130,7 @@ def troubles(totals: Totals) -> str:
         "cancelled": totals.cancelled,
         "incomplete": totals.incomplete,
     }
-    parts = [plural(totals.errors, "error")] if totals.errors else []
+    parts = [units.plural(totals.errors, "error")] if totals.errors else []
     return ", ".join([*parts, *(f"{number:,} {word}" for word, number in counted.items() if number)])
 
 
@@ -151,7 +145,7 @@ def cost(totals: Totals) -> str:
 def session_name(group: Group, groups: Sequence[Group]) -> str:
     """Its id, and its owner where the log holds those of several."""
     has_owners = any(one.owner != group.owner for one in groups)
-    return said(f"{group.session_id} ({group.owner})" if has_owners else group.session_id)
+    return said(f"{group.session_id} ({group.owner})" if has_owners and group.owner else group.session_id)
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:
@@ -201,7 +195,7 @@ def spending(requests: Sequence[Row], by: str, most: int) -> list[Spending]:
     if len(spent) <= most:
         return told
     named = {name for name, _ in spent[:most]}
-    rest = overview.totals([row for row in requests if _spender(row, by) not in named])
+    rest = overview.totals([row for row in requests if overview.spender_of(row, by) not in named])
     return [
         *told,
         Spending(
@@ -213,10 +207,6 @@ def spending(requests: Sequence[Row], by: str, most: int) -> list[Spending]:
             sum(weights[most:]) / whole if whole else None,
         ),
     ]
-
-
-def _spender(row: Row, by: str) -> str:
-    return overview.model_of(row) if by == "request_model" else str(row[by])
 
 
 # -- one request -------------------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ def _sessions(parts: Parts, width: int) -> list[str]:
 
 def _more(every: Sequence[object], told: int, noun: str) -> list[str]:
     rest = len(every) - told
-    return [f"and {report_parts.plural(rest, f'older {noun}')}"] if rest > 0 else []
+    return [f"and {units.plural(rest, f'older {noun}')}"] if rest > 0 else []
 
 
 def _requests(parts: Parts, width: int, paint: Paint) -> list[str]:

@@ -40,8 +40,9 @@ def report(
     `print` gives text tables.
 
     Args:
-        session: Which requests: as for `nbllm.requests`, and so are the others.
-        kernel: None for this kernel, "all" for the whole log.
+        session: Only those of this session id. This and the others are as for `nbllm.requests`.
+        kernel: None for this kernel, or for all kernels where `since` or `notebook` is given; "all" for the
+            whole log; or a kernel_id.
         since: Only those that started since then.
         notebook: Only those of this notebook.
         model: Only those that asked for this model, or were answered by it.
@@ -100,6 +101,9 @@ class Report:
             target = Path(path).expanduser()
         except (TypeError, RuntimeError) as error:
             raise UsageProblem(f"{path!r} is no path that can be written to: {error}") from None
+        # A pipe or a device would be replaced by the file.
+        if os.path.exists(target) and not os.path.isfile(target) and not os.path.isdir(target):
+            raise UsageProblem(f"{path} can't be written: it is no regular file")
         page = self.page.encode()
         write_whole(target, lambda file: file.write(page))
         return target

@@ -175,8 +175,7 @@ class Batch:
 
 def of_kernel(store: Store, contents: bool = True) -> Batch:
     """All that a store holds of this kernel, to be written elsewhere, with or without what was said."""
-    first = tagging.first_request_id()
-    mine = f"id BETWEEN {first} AND {first + (1 << 31) - 1}"
+    mine = "id BETWEEN {} AND {}".format(*tagging.own_ids())
     conditions = {"requests": mine, "connections": f"kernel_id = '{tagging.kernel_id()}'"}
     if contents:
         conditions["contents"] = mine
@@ -193,10 +192,8 @@ def of_kernel(store: Store, contents: bool = True) -> Batch:
 
 def ended(store: Store) -> set[int]:
     """This kernel's requests of which a store knows the end."""
-    first = tagging.first_request_id()
-    query = (
-        f"SELECT id FROM requests WHERE id BETWEEN {first} AND {first + (1 << 31) - 1} AND status IS NOT NULL"
-    )
+    first, last = tagging.own_ids()
+    query = f"SELECT id FROM requests WHERE id BETWEEN {first} AND {last} AND status IS NOT NULL"
     return {row[0] for row in store.cursor().execute(query)}
 
 

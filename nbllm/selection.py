@@ -1,7 +1,8 @@
 """Which requests are meant: the filters that all views of the log share, as SQL.
 
-Owns `Selection`, `request_rows` and `contents`. One query path: the log shows each request once, also those
-in flight, whose status is null. Called by `frames`, `transcripts`, `exporting` and the bridges.
+Owns `Selection`, by which `read` asks the log, what is often asked for (`request_rows`, `contents`), and what
+a time such as "7d" means. One query path: the log shows each request once, also those in flight, whose status
+is null. Called by whatever shows or writes what the log holds.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import datetime
 import json
 import numbers
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ LONGEST = 4_000
 patterns of 50,000."""
 
 Since = str | datetime.timedelta | datetime.date | None
+
+NOTEBOOK = "(SELECT notebook FROM kernels WHERE kernels.kernel_id = requests.kernel_id)"
+"""A request's notebook, for queries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +146,8 @@ class Selection:
         conditions: list[str] = []
         values: dict[str, Any] = {}
         if not self.is_wide or self.kernel not in (None, "all"):
-            first = _first_id(self.kernel)
             conditions.append("id BETWEEN :first AND :last")
-            values |= {"first": first, "last": first + (1 << 31) - 1}
+            values |= dict(zip(("first", "last"), _ids(self.kernel), strict=True))
         if self.since is not None:
             conditions.append("started_at >= :since")
             values["since"] = moment(self.since)
@@ -160,15 +163,15 @@ class Selection:
 
 # Of each cell the run that began last. The cells of a notebook and of its copy bear the same ids; where the
 # front end doesn't name cells, In[3] of two kernels are two; and what has no cell is no cell's last run.
-_LATEST = """
+_LATEST = f"""
     SELECT run_id FROM (
         SELECT run_id, row_number() OVER (PARTITION BY owner, notebook, cell ORDER BY began DESC) AS age
         FROM (
             SELECT run_id, owner, min(started_at) AS began,
-                (SELECT notebook FROM kernels WHERE kernels.kernel_id = requests.kernel_id) AS notebook,
+                {NOTEBOOK} AS notebook,
                 CASE WHEN cell_id IS NULL THEN run_id
                     WHEN cell_id LIKE 'In[%' THEN kernel_id || cell_id ELSE cell_id END AS cell
-            FROM requests WHERE {scope} AND run_id IS NOT NULL GROUP BY run_id, owner, kernel_id, cell
+            FROM requests WHERE {{scope}} AND run_id IS NOT NULL GROUP BY run_id, owner, kernel_id, cell
         ) AS runs
     ) AS ages WHERE age = 1"""
 
@@ -208,12 +211,17 @@ def request_rows(**filters: Any) -> list[dict[str, Any]]:
     Raises:
         UsageProblem: A filter that can't be used.
     """
-    found = [dict(zip(REQUEST_COLUMNS, row, strict=True)) for row in read_requests(Selection(**filters))]
-    switches = [name for name, kind in schema.REQUESTS.items() if kind == "bool"]
-    for row in found:
+    return as_dicts(REQUEST_COLUMNS, read_requests(Selection(**filters)))
+
+
+def as_dicts(columns: Sequence[str], found: Iterable[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """What a query has found of requests, by the names of its columns."""
+    rows = [dict(zip(columns, values, strict=True)) for values in found]
+    switches = [name for name in columns if schema.REQUESTS.get(name) == "bool"]
+    for row in rows:
         for name in switches:  # SQLite has numbers for them
             row[name] = None if row[name] is None else bool(row[name])
-    return found
+    return rows
 
 
 REQUEST_COLUMNS = (*schema.REQUESTS, "notebook")
@@ -221,11 +229,10 @@ REQUEST_COLUMNS = (*schema.REQUESTS, "notebook")
 
 def read_requests(selection: Selection) -> list[tuple[Any, ...]]:
     """The values of `REQUEST_COLUMNS`, oldest first."""
-    notebook = "(SELECT notebook FROM kernels WHERE kernels.kernel_id = requests.kernel_id) AS notebook"
-    names = ", ".join(schema.REQUESTS)
+    names = ", ".join((*schema.REQUESTS, NOTEBOOK))
     return read(
         selection,
-        lambda where, _: f"SELECT {names}, {notebook} FROM requests WHERE {where} ORDER BY started_at, id",
+        lambda where, _: f"SELECT {names} FROM requests WHERE {where} ORDER BY started_at, id",
     )
 
 
@@ -277,12 +284,12 @@ def moment(since: Since) -> float:
     )
 
 
-def _first_id(kernel: str | None) -> int:
+def _ids(kernel: str | None) -> tuple[int, int]:
     if kernel is None:
-        return tagging.first_request_id()
+        return tagging.own_ids()
     if not isinstance(kernel, str) or not re.fullmatch("[0-9a-f]{8}", kernel):
         raise UsageProblem(f"kernel must be None, 'all' or a kernel's id such as '0badcafe'; got {kernel!r}")
-    return tagging.first_id(kernel)
+    return tagging.ids_of(kernel)
 
 
 def _escaped(text: str) -> str:

@@ -91,7 +91,8 @@ def _html(table: Table) -> str:
     cell = "padding:2px 10px;white-space:nowrap;"
     heading = f"{cell}font-weight:600;border-bottom:1px solid rgba(128,128,128,.5);"
     heads = "".join(
-        f'<th style="{heading}{_side(column)}">{_escaped(column.heading)}</th>' for column in table.columns
+        f'<th style="{heading}{_side(column)}">{markup.escape(column.heading)}</th>'
+        for column in table.columns
     )
     lines = []
     for at, failed in enumerate(table.failed):
@@ -102,7 +103,7 @@ def _html(table: Table) -> str:
             )
         tint = ' style="background-color:rgba(229,57,53,.13)"' if failed else ""
         cells = "".join(
-            f'<td style="{cell}{_side(column)}{_bar(column, at)}">{_escaped(column.cells[at])}</td>'
+            f'<td style="{cell}{_side(column)}{_bar(column, at)}">{markup.escape(column.cells[at])}</td>'
             for column in table.columns
         )
         lines.append(f"<tr{tint}>{cells}</tr>")
@@ -124,11 +125,6 @@ def _bar(column: Column, at: int) -> str:
     colour = f"rgba({column.colour},.28)"
     share = max(1, round(column.shares[at] * 100))
     return f"background:linear-gradient({colour},{colour}) no-repeat right 50%/{share}% 76%;"
-
-
-def _escaped(text: str) -> str:
-    # A backslash may begin math in JupyterLab, too, unless it stands alone.
-    return markup.escape(text).replace("\\", "<span>\\</span>")
 
 
 def _text(table: Table, width: int) -> str:

@@ -53,6 +53,12 @@ def first_id(kernel_id: str) -> int:
     return int(kernel_id, 16) << 31
 
 
+def ids_of(kernel_id: str) -> tuple[int, int]:
+    """The least and the greatest number that a kernel's requests may have in the log; see `first_id`."""
+    first = first_id(kernel_id)
+    return first, first + (1 << 31) - 1
+
+
 class _State:
     """What holds for the whole process."""
 
@@ -106,6 +112,11 @@ def set_notebook(path: str | None) -> None:
 def first_request_id() -> int:
     """`first_id` of this kernel."""
     return _state.first_id
+
+
+def own_ids() -> tuple[int, int]:
+    """`ids_of` this kernel."""
+    return ids_of(_state.kernel_id)
 
 
 def check_session_id(session_id: Any) -> str:

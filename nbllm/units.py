@@ -43,6 +43,11 @@ def count(number: float | None) -> str:
     return f"{number:,.0f}" if number == round(number) else f"{number:,.1f}"
 
 
+def plural(number: int, noun: str) -> str:
+    """So many of something: "1 request", "12,345 requests"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def size(count_of_bytes: float | None) -> str:
     """Bytes, in powers of 1,000: "950 B", "1.2 kB", "12 kB"."""
     if count_of_bytes is None or not math.isfinite(count_of_bytes):

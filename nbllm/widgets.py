@@ -166,7 +166,10 @@ class Dashboard:
             notices.warn_once(f"a dashboard's static form could not be made: {error!r}")
 
     def _show_still(self, publish: Callable[..., None], update: bool) -> None:
+        before = feeds.mark()
         report = self.report
+        if not update:
+            feeds.offer(self, report.overview, before)
         html = f'<div class="nbllm-still"><style>{STYLE}</style>{report.html}</div>'
         data = {"text/html": html, "text/plain": str(report)}
         with self._lock:

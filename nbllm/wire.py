@@ -12,6 +12,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 LARGEST = 32 << 20
@@ -60,10 +61,12 @@ class Message:
     """A request or an answer.
 
     Attributes:
+        first: Its first line.
         headers: By their names in small letters; of several with one name, the last.
         pieces: The body, decompressed, as it came: when, and what.
     """
 
+    first: str
     headers: dict[str, str]
     pieces: list[tuple[float, bytes]]
 
@@ -75,12 +78,13 @@ class Message:
 def read(pieces: Iterable[tuple[float, bytes]]) -> Message | None:
     """The message that was sent in these pieces; None where they hold no whole head of one.
 
-    Interim answers (100 Continue) before it are passed over, and a body that broke off is what came of it.
+    Interim answers (100 Continue) before it are passed over, and a body that broke off is what came of it; of
+    one that is decompressed to more than `LARGEST` bytes, it is its beginning.
 
     Raises:
         ValueError: It is no HTTP, or compressed in a way that can't be read here.
     """
-    head, headers, rest = b"", None, []
+    head, first, headers, rest = b"", "", None, []
     for now, data in pieces:
         if headers is not None:
             rest.append((now, data))
@@ -101,13 +105,16 @@ def read(pieces: Iterable[tuple[float, bytes]]) -> Message | None:
         steps.append(_Chunks().feed)
     if (coding := headers.get("content-encoding", "identity").strip().lower()) != "identity":
         steps.append(_decompressor(coding))
-    found = []
+    found, room = [], LARGEST
     for now, data in rest:
         for step in steps:
             data = step(data)
         if data:
-            found.append((now, data))
-    return Message(headers, found)
+            found.append((now, data[:room]))
+            room -= len(data)
+        if room <= 0:
+            break
+    return Message(first, headers, found)
 
 
 def _field(line: str) -> tuple[str, str]:
@@ -124,17 +131,16 @@ class _Chunks:
         self._is_over = False
 
     def feed(self, data: bytes) -> bytes:
-        found = []
-        while data and not self._is_over:
+        found, at = [], 0
+        while at < len(data) and not self._is_over:
             if self._left:
-                found.append(data[: self._left])
-                data, self._left = data[self._left :], self._left - len(found[-1])
+                found.append(data[at : at + self._left])
+                at, self._left = at + len(found[-1]), self._left - len(found[-1])
                 continue
-            line, newline, data = (self._frame + data).partition(b"\n")
-            if not newline:
-                self._frame = line
+            if (end := data.find(b"\n", at)) < 0:
+                self._frame += data[at:]
                 break
-            self._frame = b""
+            line, at, self._frame = self._frame + data[at:end], end + 1, b""
             if size := line.partition(b";")[0].strip():  # empty is the end of the chunk before it
                 self._left = int(size, 16)
                 if self._left < 0:
@@ -144,15 +150,43 @@ class _Chunks:
 
 
 def _decompressor(coding: str) -> Callable[[bytes], bytes]:
+    """What decompresses, and gives no more than `LARGEST` bytes at once: few bytes may become very many."""
     if coding in ("gzip", "x-gzip", "deflate"):
-        gzip = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # tells the two apart itself
-        return lambda data: gzip.decompress(data, LARGEST)
+        return _Zlib().feed
     if coding == "br":
         try:
             import brotli
-        except ImportError:
+
+            take = partial(brotli.Decompressor().process, output_buffer_limit=LARGEST)
+            take(b"")
+        except (ImportError, TypeError):
             raise ValueError(
-                "a body compressed by brotli is read where the package brotli is installed"
+                "a body compressed by brotli is read where the package brotli is installed, 1.2 or newer"
             ) from None
-        return brotli.Decompressor().process  # type: ignore[no-any-return]
+        return take
     raise ValueError(f"a body is compressed by {coding!r}, which is not read here")
+
+
+class _Zlib:
+    """gzip, also of several members, and deflate in both its forms (RFC 9110, 8.4.1.2)."""
+
+    def __init__(self) -> None:
+        self._stream: Any = None
+        self._is_over = False
+
+    def feed(self, data: bytes) -> bytes:
+        found, room = [], LARGEST
+        while data and room and not self._is_over:
+            if self._stream is None:
+                # gzip's head begins with 0x1f, zlib's with an 8 as the low half of a byte; or there is none.
+                has_head = data[0] == 0x1F or data[0] & 0x0F == 8
+                self._stream = zlib.decompressobj(zlib.MAX_WBITS | 32 if has_head else -zlib.MAX_WBITS)
+            elif self._stream.eof:
+                if data[0] != 0x1F:  # no other member: padding
+                    self._is_over = True
+                    break
+                self._stream = zlib.decompressobj(zlib.MAX_WBITS | 32)
+            found.append(self._stream.decompress(data, room))
+            room -= len(found[-1])
+            data = self._stream.unused_data
+        return b"".join(found)

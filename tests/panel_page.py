@@ -35,22 +35,34 @@ THEMES = {
     """,
 }
 
-# A widget model as anywidget hands it out, and the module as anywidget loads it; page.fed hears the messages.
+# A widget model as anywidget hands it out, and the module as anywidget loads it. page.lose() ends its kernel
+# as Jupyter does: what is sent from then on throws.
 SET_UP = """async ({ source, traits }) => {
     const hearers = new Set();
+    const mourners = new Set();
+    const hearersOf = { "msg:custom": hearers, "comm_live_update": mourners };
     const loaded = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
     const model = {
         get: (name) => traits[name],
         set: (name, value) => { traits[name] = value; },
         save_changes: () => {},
-        on: (name, hear) => name === "msg:custom" && hearers.add(hear),
-        off: (name, hear) => hearers.delete(hear),
-        send: (message) => page.sent.push(message),
+        on: (name, hear) => hearersOf[name].add(hear),
+        off: (name, hear) => hearersOf[name].delete(hear),
+        send: (message) => {
+            if (page.isGone) throw new Error("Cannot send");
+            page.sent.push(message);
+        },
     };
     const widget = loaded.default();
     const page = window.page = {
         sent: [],
         hearers,
+        mourners,
+        isGone: false,
+        lose: () => {
+            page.isGone = true;
+            mourners.forEach((hear) => hear());
+        },
         feed: (message) => hearers.forEach((hear) => hear(message, [])),
         render: () => widget.render({ model, el: document.getElementById("output") }),
     };

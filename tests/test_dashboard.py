@@ -212,6 +212,7 @@ def test_filter_sort_and_drawer(page: Any, place: Place, foreign: list[str]) -> 
     page.wait_for_selector(PANEL)
     run_cell(page, 2)
     wait_for_rows(page, 5, "ok")
+    cells = page.locator(".jp-CodeCell").count()  # running the last one has added one
 
     page.locator(f"{PANEL} input").first.fill("otters")
     wait_for_rows(page, 3, "ok")
@@ -237,7 +238,7 @@ def test_filter_sort_and_drawer(page: Any, place: Place, foreign: list[str]) -> 
     page.keyboard.press("Escape")
     drawer.wait_for(state="hidden")
     # The notebook has not taken the keys: no cell was changed or run again.
-    assert page.locator(".jp-CodeCell").count() == len(sources) + 1
+    assert page.locator(".jp-CodeCell").count() == cells
     assert foreign == []
 
 

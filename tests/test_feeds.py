@@ -13,6 +13,7 @@ import pytest
 
 import nbllm
 from nbllm import feeds, log, notices, overview, selection, tagging, tracing
+from nbllm.overview import Overview
 from nbllm.selection import Selection
 from tests.servers import RawServer
 
@@ -124,6 +125,42 @@ async def test_rows_come_while_requests_run_and_when_they_end(server: RawServer,
     ((states),) = view.states.values()
     assert states == [None, "ok"]  # once each
     assert not any(message["reset"] for message in view.messages[1:])
+
+
+async def test_what_was_just_read_for_a_view_is_not_read_again_unless_something_happened(
+    server: RawServer, show: Show
+) -> None:
+    view = show()
+    seen = Overview([], [], 7, 0.0)  # as many are left out as nowhere else
+    feeds.offer(view, seen, feeds.mark())
+    heard(view)
+    assert view.messages[0]["left_out"] == 7
+    assert view.messages[0]["now"] == pytest.approx(time.time(), abs=60)
+    feeds.ask(view, {"kind": "hello"})  # another page: that may be much later
+    await view.seen(lambda: view.last("rows")["left_out"] == 0)
+    before = feeds.mark()
+    await ask(server)
+    await view.seen(lambda: [row["status"] for row in view.rows.values()] == ["ok"])
+    feeds.offer(view, seen, before)
+    count = len(view.messages)
+    feeds.ask(view, {"kind": "hello"})
+    await view.seen(lambda: any(message["reset"] for message in view.messages[count:]))
+    assert view.last("rows")["left_out"] == 0
+    assert len(view.rows) == 1
+
+
+async def test_what_was_read_for_a_view_is_forgotten_once_something_happened(
+    server: RawServer, show: Show
+) -> None:
+    view = show()
+    feeds.offer(view, Overview([], [], 7, 0.0), feeds.mark())
+    await ask(server)
+    await view.seen(lambda: [row["status"] for row in view.rows.values()] == ["ok"])
+    count = len(view.messages)
+    feeds.ask(view, {"kind": "hello"})
+    await view.seen(lambda: any(message["reset"] for message in view.messages[count:]))
+    assert view.last("rows")["left_out"] == 0
+    assert len(view.rows) == 1
 
 
 async def test_the_numbers_are_those_that_the_server_counted(server: RawServer, show: Show) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -16,7 +17,7 @@ from nbllm import keys, log, notices
 from nbllm.providers import PROVIDERS
 from tests import servers
 from tests.providers_server import MODELS, ProvidersServer, key_of
-from tests.rows import request_rows
+from tests.rows import only_row, request_rows
 from tests.servers import Exchange, RawServer
 
 TOLD = (
@@ -232,6 +233,73 @@ async def test_a_key_in_the_body_is_masked(server: RawServer) -> None:
     await post(server, "chat", messages=[{"role": "user", "content": f"my key is {key}"}], user=key)
     assert len(nbllm.requests(search=key)) == 0
     assert key not in nbllm.requests().params.iloc[0]
+
+
+async def quoting(x: Exchange) -> None:
+    """Quotes all that it was sent in a refusal, or in a stream whose pieces cut the quotation."""
+    request = x.request
+    said = f"no: {request.path} {request.headers}".replace('"', "'")
+    named = {"X_Request_Id": request.headers.get("api-key", "r")}
+    if b'"stream":true' not in request.body.replace(b" ", b""):
+        body = json.dumps({"error": {"message": said}}).encode()
+        await x.send(servers.head("401 No", **named, Content_Length=len(body)) + body)
+        return
+    event = f"data: {json.dumps(servers.chunk({'content': said}, 'stop'))}\n\n".encode()
+    await x.send(servers.head(**named, Content_Type="text/event-stream", Transfer_Encoding="chunked"))
+    for start in range(0, len(event), 9):
+        await x.send(servers.piece(event[start : start + 9]))
+    await x.send(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        *(("Authorization", "Bearer {}"), ("x-api-key", "{}"), ("api-key", "{}"), ("x-goog-api-key", "{}")),
+        *(("Cookie", "a=b; session={}"), ("X-Other-Token", "{}")),
+    ],
+)
+async def test_no_key_of_a_request_is_kept_though_its_server_quotes_it(
+    log_path: Path, name: str, form: str, stream: bool
+) -> None:
+    key, in_query = "opaque/0123456789abcdef", "other0123456789abcdef"
+    with RawServer(behaviours={"quoting": quoting}) as server:
+        url = f"{server.url('quoting')}/chat/completions?key={in_query}"
+        said = {"model": "m", "messages": [{"role": "user", "content": f"I have {key}"}], "stream": stream}
+        said["tools"] = [{"type": "mcp", "authorization": "word", "headers": {"Authorization": "word"}}]
+        headers = {name: form.format(key)}
+        async with nbllm.shared_session().post(url, json=said, headers=headers) as response:
+            told = await response.text()
+        assert stream or key in told
+    row = only_row()
+    assert (row.status, row.request_model) == ("ok" if stream else "error", "m")
+    assert json.loads(row.params) == {
+        "tools": [{"type": "mcp", "authorization": "[key]", "headers": {"Authorization": "[key]"}}]
+    }
+    assert len(nbllm.requests(search="I have [key]")) == 1
+    assert len(nbllm.requests(search="no: /quoting/v1/chat/completions?key=[key]")) == 1
+    log.close()
+    for file in log_path.parent.iterdir():
+        for secret in (key, in_query):
+            assert secret.encode() not in file.read_bytes()
+
+
+async def test_what_stands_in_place_of_a_key_is_none(server: RawServer) -> None:
+    said = {"model": "ollama/llama3", "messages": [{"role": "user", "content": "What is ollama?"}]}
+    url = f"{server.url()}/chat/completions"
+    async with nbllm.shared_session().post(url, json=said, headers={"Authorization": "Bearer ollama"}) as it:
+        await it.read()
+    assert only_row().request_model == "ollama/llama3"
+    assert len(nbllm.requests(search="What is ollama?")) == 1
+
+
+async def test_deep_parameters_are_no_trouble(server: RawServer) -> None:
+    deep: Any = []
+    for _ in range(900):
+        deep = [deep]
+    await post(server, "chat", tools=deep)
+    assert (only_row().operation, only_row().input_tokens) == ("chat", 11)
+    assert not notices._state.warned
 
 
 # -- a session of the user's own ---------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import re
 import signal
@@ -687,6 +688,60 @@ def test_beyond_this_machine_there_is_a_key(
     with nbllm.gateway(0, host="0.0.0.0", key="a-key-of-mine") as gateway:
         assert gateway.key == "a-key-of-mine"
     assert capsys.readouterr().out == ""
+
+
+def ended(client: socket.socket) -> bool:
+    """Whether the gateway has closed a connection."""
+    try:
+        return client.recv(100_000) == b""
+    except ConnectionError:
+        return True
+
+
+def test_who_says_nothing_loses_the_connection(
+    upstream: Callable[[str], RawServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbllm.servers.gateway.HEAD_SECONDS", 0.3)
+    server = upstream("gated")
+    with nbllm.gateway(0) as gateway, contextlib.ExitStack() as stack:
+        place = ("127.0.0.1", gateway.port)
+        quiet, slow, busy, idle = (
+            stack.enter_context(socket.create_connection(place, timeout=5)) for _ in range(4)
+        )
+        slow.sendall(b"POST /chat/completions HTTP/1.1\r\nHost: localhost\r\nX-")
+        busy.sendall(raw(json.dumps(ASK).encode()))
+        idle.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 200 " in idle.recv(1000)
+        assert ended(quiet)
+        assert ended(slow)
+        server.open_gate()
+        assert b" 200 " in busy.recv(1000)
+        idle.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 200 " in idle.recv(1000)
+
+
+def test_who_is_refused_loses_the_connection() -> None:
+    with (
+        nbllm.gateway(0, key="a-key-of-the-gateway") as gateway,
+        socket.create_connection(("127.0.0.1", gateway.port), timeout=5) as client,
+    ):
+        client.sendall(b"GET /models HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 401 " in client.recv(1000)
+        assert ended(client)
+
+
+def test_connections_never_take_all_the_files_of_the_process(
+    gateway: Gateway, upstream: Callable[[str], RawServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbllm.servers.gateway._most_connections", lambda: 10)
+    with contextlib.ExitStack() as stack:
+        place = ("127.0.0.1", gateway.port)
+        for _ in range(10):
+            stack.enter_context(socket.create_connection(place))
+        wait_until(lambda: len(gateway._transports()) == 10)
+        assert ended(stack.enter_context(socket.create_connection(place, timeout=5)))
+    wait_until(lambda: not gateway._transports())
+    assert Answer(gateway.url + "/chat/completions", body=ASK).status == 200
 
 
 # -- the life of a gateway -------------------------------------------------------------------------

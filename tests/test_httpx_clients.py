@@ -455,6 +455,13 @@ async def test_what_is_no_session_is_taken_out_all_the_same(server: RawServer, v
     assert only_row().session_id == "around"
 
 
+async def test_what_stands_beside_a_session_stays_as_it_was_written(server: RawServer) -> None:
+    rest = rb'"model":"m","x":1e999,"y":12345678901234567890.10,"z":"\u00e9\/","w":[1 , {}]'
+    body = b'{"litellm_session_id": "mine", ' + rest + b"}"
+    await async_httpx_client().post(chat_url(server, "html"), content=body)
+    assert server.requests[0].body == b"{" + rest + b"}"
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -463,6 +470,7 @@ async def test_what_is_no_session_is_taken_out_all_the_same(server: RawServer, v
         b'["litellm_session_id"]',
         b'{"litellm_session_id": ',
         b'\xff"litellm_session_id"',
+        b'{"litellm_session_id": "a", "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     ],
 )
 async def test_other_bodies_stay_as_they_are(server: RawServer, body: bytes) -> None:

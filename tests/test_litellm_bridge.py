@@ -287,6 +287,28 @@ def test_installing_twice_and_clients_made_before(providers: ProvidersServer, tm
 
 
 @needs_litellm
+def test_what_was_put_there_since_stays(providers: ProvidersServer, tmp_path: Path) -> None:
+    told = run(
+        """
+        import httpx, threading
+        threads = [threading.Thread(target=bridge.install) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        replaced = [(id(owner), name) for owner, name, *_ in bridge._state.replaced]
+        assert len(set(replaced)) == len(replaced)
+        mine = litellm.client_session = httpx.Client()
+        bridge.uninstall()
+        print(json.dumps(litellm.client_session is mine and litellm.aclient_session is None))
+        """,
+        tmp_path,
+        providers,
+    )
+    assert told is True
+
+
+@needs_litellm
 def test_how_sessions_are_named(providers: ProvidersServer, tmp_path: Path) -> None:
     """In litellm's order; what can't be a session leaves the request in the one around it."""
     told = run(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import nbllm
-from nbllm import overview, tagging, tracing
+from nbllm import masking, overview, tagging, tracing
 from nbllm.exceptions import UsageProblem
 from nbllm.overview import COLUMNS, changed, phases, sessions_of, spend, totals
 from nbllm.selection import Selection
@@ -102,6 +102,17 @@ async def test_the_prompt_is_how_the_last_message_of_the_user_begins(any_log: st
     first, *others = (one["prompt"] for one in overview.overview(Selection()).requests)
     assert first == ("two lines " + "x" * 1000)[: overview.PROMPT_CHARACTERS]
     assert others == [None, None]
+
+
+async def test_no_key_stands_in_a_prompt_that_is_cut_or_was_kept_before_the_key_was_known(
+    any_log: str, server: RawServer
+) -> None:
+    late = "correct+horse+battery"
+    await ask(server, text=f"{'x' * (overview.PROMPT_CHARACTERS - 8)} {late}")
+    await ask(server, text=f"{' ' * 470}{late}")
+    masking.keep_secret(late)
+    told = [one["prompt"] for one in overview.overview(Selection()).requests]
+    assert not any("correct" in prompt for prompt in told), told
 
 
 async def test_a_connection_that_served_none_is_shown_where_nothing_is_filtered(

@@ -530,7 +530,38 @@ def test_it_asks_for_rows_and_waits_for_them(open_panel: Callable[..., PanelPage
     panel.page.get_by_role("button", name="Refresh").click()
     assert panel.sent("refresh") == [{"kind": "refresh"}]
     panel.feed({"kind": "closed"})
-    assert "no longer updated" in panel.page.inner_text(".nbllm-foot")
+    assert "no longer updated: it was closed" in panel.page.inner_text(".nbllm-foot")
+
+
+def test_it_says_that_its_kernel_has_ended_and_what_ran_then_grows_no_more(panel: PanelPage) -> None:
+    rows = small(3)
+    show(panel, [*rows[:2], running(rows[2])])
+    panel.page.evaluate("page.lose()")
+    panel.settle()
+    assert "no longer updated: its kernel has ended" in panel.page.inner_text(".nbllm-foot")
+    time = panel.texts("[data-key=r2] .nbllm-cell-time")
+    panel.page.click("[data-key=r0]")
+    panel.page.wait_for_selector("text='Not known: this panel is no longer updated.'")
+    assert panel.texts(".nbllm-phases-total th") == ["Total"]  # what the row tells is there
+    panel.page.get_by_role("searchbox").fill("haiku")
+    panel.page.wait_for_timeout(400)
+    panel.page.get_by_role("button", name="Clear").click()
+    panel.settle()
+    assert panel.texts("[data-key=r2] .nbllm-cell-time") == time
+    assert panel.problems == []
+
+
+def test_a_kernel_that_was_only_out_of_reach_is_asked_again(panel: PanelPage) -> None:
+    rows = small(2)
+    show(panel, rows)
+    panel.page.evaluate("page.lose()")
+    panel.page.click("[data-key=r0]")
+    panel.settle()
+    panel.page.evaluate("page.isGone = false; page.mourners.forEach(hear => hear())")
+    assert len(panel.sent("hello")) == 2
+    show(panel, rows)
+    assert "no longer updated" not in panel.page.inner_text(".nbllm-foot")
+    assert panel.sent("detail") == [{"kind": "detail", "request_id": "r0"}]
 
 
 def test_details_are_asked_for_once_and_again_when_the_call_went_on(panel: PanelPage) -> None:
@@ -576,6 +607,6 @@ def test_time_goes_on_only_while_something_runs_and_nothing_is_left_at_the_end(p
     show(panel, [running(rows[-1])], reset=False)
     panel.page.evaluate("page.dispose(); page.forget()")
     assert timers() == 0
-    assert panel.page.evaluate("page.hearers.size") == 0
+    assert panel.page.evaluate("page.hearers.size + page.mourners.size") == 0
     assert panel.page.locator(".nbllm-panel").count() == 0
     show(panel, rows, reset=True)

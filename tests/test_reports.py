@@ -421,6 +421,26 @@ def test_a_saved_page_is_whole_and_private(tmp_path: Path) -> None:
             report.save(nowhere)  # type: ignore[arg-type]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes in its file system")
+def test_a_page_takes_the_place_of_no_pipe_or_device(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(UsageProblem, match="no regular file"):
+            report_of(row()).save(path)
+        assert pipe.is_fifo()
+    for path in (tmp_path, tmp_path / ("x" * 300)):
+        with pytest.raises(UsageProblem, match="can't be written"):
+            report_of(row()).save(path)
+
+
+def test_a_session_without_an_owner_is_called_by_its_name_alone() -> None:
+    text = str(report_of(row(), row(1, owner=None)))
+    assert "review (me)" in text
+    assert "(None)" not in text
+
+
 def test_the_bundle_has_both_forms() -> None:
     report = report_of(row())
     assert report._repr_mimebundle_() == {"text/plain": str(report), "text/html": report.html}

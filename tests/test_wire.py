@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import time
+import tracemalloc
 import zlib
 
 import pytest
@@ -26,6 +28,11 @@ def chunked(data: bytes, size: int) -> bytes:
     return b"".join(parts) + b"0\r\nTrailer: x\r\n\r\n"
 
 
+def headless(data: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(data) + packer.flush()
+
+
 FORMS = {
     "length": head(Content_Length=len(BODY)) + BODY,
     "until close": head() + BODY,
@@ -37,6 +44,11 @@ FORMS = {
     + chunked(BODY[2:], 9),
     "gzip": head(Content_Encoding="gzip") + gzip.compress(BODY),
     "deflate": head(Content_Encoding="deflate") + zlib.compress(BODY),
+    "deflate without a head": head(Content_Encoding="deflate") + headless(BODY),
+    "gzip of two members, padded": head(Content_Encoding="gzip")
+    + gzip.compress(BODY[:20])
+    + gzip.compress(BODY[20:])
+    + bytes(10),
     "gzip in chunks": head(Transfer_Encoding="chunked", Content_Encoding="gzip")
     + chunked(gzip.compress(BODY), 3),
     "after an interim answer": b"HTTP/1.1 100 Continue\r\n\r\n" + head(Content_Length=len(BODY)) + BODY,
@@ -75,6 +87,38 @@ def test_a_body_that_broke_off_is_what_came_of_it() -> None:
     message = wire.read([(0.0, head(Transfer_Encoding="chunked") + b"10\r\nabc")])
     assert message is not None
     assert message.body == b"abc"
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br"])
+def test_a_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch, coding: str) -> None:
+    if coding == "br":
+        bomb = pytest.importorskip("brotli").compress(bytes(1 << 24))
+    else:
+        bomb = (gzip if coding == "gzip" else zlib).compress(bytes(1 << 24))  # type: ignore[attr-defined]
+    monkeypatch.setattr(wire, "LARGEST", 100_000)
+    tracemalloc.start()
+    try:
+        whole = head(Content_Encoding=coding, X_Request_Id="r") + bomb
+        message = wire.read(cut(whole, list(range(0, len(whole), 100))))
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert message is not None
+    assert message.body == bytes(100_000)
+    assert message.headers["x-request-id"] == "r"
+    assert most < 1_000_000
+
+
+def test_very_many_chunks_are_read_in_time_that_is_proportional() -> None:
+    def seconds(chunks: int) -> float:
+        data = head(Transfer_Encoding="chunked") + b"1\r\nx\r\n" * chunks
+        began = time.process_time()
+        message = wire.read([(0.0, data)])
+        assert message is not None
+        assert len(message.body) == chunks
+        return time.process_time() - began
+
+    assert min(seconds(80_000) for _ in range(3)) < 8 * min(seconds(20_000) for _ in range(3))
 
 
 @pytest.mark.parametrize("data", [b"zz\r\nabc", b"-5\r\nabc"])

@@ -20,12 +20,14 @@ from functools import cache
 from typing import Any, TypeVar
 
 import aiohttp
+import msgspec
 from multidict import CIMultiDict
 from yarl import URL
 
 from .. import foreign, loops, masking, tagging
 from ..exceptions import UsageProblem
 from ..transport import shared_session
+from ..types import parse
 
 T = TypeVar("T")
 
@@ -281,6 +283,23 @@ async def _send(library: Library, request: Any, body: Any) -> aiohttp.ClientResp
 _SESSION_FIELDS = tuple(f'"{name}"'.encode() for name in tagging.SESSION_FIELDS)
 
 
+_ROOT = msgspec.json.Decoder(dict[str, msgspec.Raw])  # all else goes on as it was written
+
+
+def _root(body: bytes) -> dict[str, msgspec.Raw]:
+    """The fields of a JSON object, each as its JSON; none, where that is no such object."""
+    try:
+        return _ROOT.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:  # takes halves of characters too
+        root = json.loads(body)
+        fields = root.items() if isinstance(root, dict) else ()
+        return {name: msgspec.Raw(json.dumps(value).encode()) for name, value in fields}
+    except (ValueError, RecursionError):
+        return {}
+
+
 def _take_session(
     url: Any, headers: CIMultiDict[str], body: bytes
 ) -> tuple[bytes, contextlib.AbstractContextManager[object]]:
@@ -293,11 +312,8 @@ def _take_session(
         The body to send, and the session to send it in.
     """
     nothing = contextlib.nullcontext()
-    try:
-        root = json.loads(body)
-    except ValueError:
-        return body, nothing
-    if not isinstance(root, dict) or root.keys().isdisjoint(tagging.SESSION_FIELDS):
+    root = _root(body)
+    if root.keys().isdisjoint(tagging.SESSION_FIELDS):
         return body, nothing
     place = url.host, url.port or {"https": 443, "http": 80}.get(url.scheme), url.path
     if foreign.provider_of(*place, "openai").takes_session:
@@ -306,11 +322,11 @@ def _take_session(
     session: contextlib.AbstractContextManager[object] = nothing
     for name in reversed(tagging.SESSION_FIELDS):  # the first counts
         try:
-            session_id = root.pop(name, None)
+            session_id = parse(bytes(root.pop(name, b"null")))
             session = tagging.session(session_id) if session_id else session
-        except UsageProblem:  # nothing that could be a session
+        except (UsageProblem, msgspec.DecodeError):  # nothing that could be a session
             continue
         if session_id and is_unknown:
             headers.setdefault(f"x-{name.replace('_', '-')}", session_id)
     headers.pop("Content-Length", None)
-    return json.dumps(root, separators=(",", ":")).encode(), session
+    return msgspec.json.encode(root), session

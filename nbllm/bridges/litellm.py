@@ -28,6 +28,7 @@ import importlib.metadata
 import os
 import ssl
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -64,14 +65,15 @@ class _Call(NamedTuple):
 
 
 class _State:
-    """What was replaced in litellm, oldest first, and the call that runs here and now."""
+    """What was replaced in litellm, oldest first, by what, and the call that runs here and now."""
 
     def __init__(self) -> None:
-        self.replaced: list[tuple[Any, str, Any]] = []
+        self.replaced: list[tuple[Any, str, Any, Any]] = []
         self.call: ContextVar[_Call] = ContextVar("nbllm_litellm_call", default=_Call())  # noqa: B039
 
 
 _state = kept(__name__, _State)
+_lock = threading.Lock()
 
 
 def install() -> None:
@@ -85,9 +87,12 @@ def install() -> None:
     Raises:
         UsageProblem: litellm is not installed.
     """
-    if _state.replaced:
-        return
-    litellm = _imported()
+    with _lock:
+        if not _state.replaced:
+            _install(_imported())
+
+
+def _install(litellm: Any) -> None:
     missed = [f"calls over litellm.{name}, which is yours" for name in _CLIENTS if getattr(litellm, name)]
     parts = {"asynchronous calls": _put_asynchronous, "synchronous calls": _put_synchronous}
     for what, put in {**parts, "sessions named in arguments": _put_notes}.items():
@@ -110,12 +115,15 @@ def install() -> None:
 
 def uninstall() -> None:
     """Give litellm back what `install` has replaced: its own sessions and clients."""
-    _put_back(0)
+    with _lock:
+        _put_back(0)
 
 
 def _put_back(keep: int) -> None:
     while len(_state.replaced) > keep:
-        owner, name, old = _state.replaced.pop()
+        owner, name, old, ours = _state.replaced.pop()
+        if vars(owner).get(name) is not ours:  # somebody has put something else there since
+            continue
         if old is _ABSENT:
             delattr(owner, name)
         else:
@@ -123,7 +131,7 @@ def _put_back(keep: int) -> None:
 
 
 def _replace(owner: Any, name: str, new: Any) -> None:
-    _state.replaced.append((owner, name, vars(owner).get(name, _ABSENT)))
+    _state.replaced.append((owner, name, vars(owner).get(name, _ABSENT), new))
     setattr(owner, name, new)
 
 

@@ -14,6 +14,7 @@ import asyncio
 import contextvars
 import ipaddress
 import logging
+import math
 import os
 import secrets
 import socket
@@ -29,9 +30,16 @@ from ..exceptions import UsageProblem
 from ..kept import kept
 from .gateway_endpoints import LARGEST_BODY, Endpoints
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 BACKLOG = 4096
 """New connections that may wait; a program that sends 1000 requests at once opens as many."""
 KEEPALIVE_SECONDS = 3600
+HEAD_SECONDS = 30.0
+"""How long a new connection may take until the head of its first request is there."""
 CLOSE_SECONDS = 5
 
 # What aiohttp says of requests that are no HTTP: nothing that a notebook should show.
@@ -140,11 +148,12 @@ class Gateway:
         loop = asyncio.get_running_loop()
 
         def request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+            server.heard(protocol)
             return web.BaseRequest(
                 message, payload, protocol, writer, task, loop, client_max_size=LARGEST_BODY
             )
 
-        self._server = web.Server(
+        self._server = server = _Server(
             Endpoints(self.url, self.key, only_local=_is_loopback(self.host)).handle,
             request_factory=request,
             handler_cancellation=True,  # a client that goes away
@@ -182,6 +191,42 @@ class Gateway:
             if inherited is not None and (number := inherited.fileno()) >= 0:
                 os.dup2(null, number, inheritable=False)
         os.close(null)
+
+
+class _Server(web.Server):
+    """aiohttp's, which never loses a connection that says nothing.
+
+    Their files are the kernel's. Whoever has opened all of them, and needs no key for that, would keep it
+    from reading a file, or from reaching a server.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._silent: dict[Any, asyncio.TimerHandle] = {}
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        if len(self._connections) > _most_connections():
+            transport.abort()
+        else:
+            self._silent[handler] = self._loop.call_later(HEAD_SECONDS, transport.abort)
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        self.heard(handler)
+        super().connection_lost(handler, exc)
+
+    def heard(self, handler: web.RequestHandler) -> None:
+        """Note that a request has come on a connection, or that it is gone."""
+        if (timer := self._silent.pop(handler, None)) is not None:
+            timer.cancel()
+
+
+def _most_connections() -> float:
+    """Half of the files that this process may have open: the other half is for those it opens itself."""
+    if resource is None:
+        return math.inf
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return math.inf if files == resource.RLIM_INFINITY else files / 2
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -50,6 +50,8 @@ class _Refused(Exception):
     def __init__(self, status: int, message: str, code: str, **headers: str) -> None:
         super().__init__(message)
         self.response = answers.refusal(status, message, code, headers)
+        if status in (401, 403):  # nobody who may not ask keeps a connection
+            self.response.force_close()
 
 
 class Endpoints:

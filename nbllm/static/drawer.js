@@ -62,7 +62,7 @@ function drawerView(store, actions) {
     head.update(row, known);
     for (const section of sections) section.update(row, known);
     const isPatient = told === null && !known.isLate;
-    if (row.status === null || isPatient) timer = setTimeout(update, GROWS_MS);
+    if (!store.hasEnded && (row.status === null || isPatient)) timer = setTimeout(update, GROWS_MS);
   }
 
   /** The same again leaves what is shown as it is, with what one has unfolded and selected in it. */
@@ -140,7 +140,9 @@ function drawerHead(store, actions) {
 function drawerSections() {
   const ofRow = (row, known) => [JSON.stringify([row, known.connection])];
   const ofTime = (row, known) => [JSON.stringify(row), row.status === null ? known.store.now() : null];
-  const ofDetail = (row, known) => [known.detail, known.problem, known.isLate, row.status, row.request_id];
+  const ofDetail = (row, { detail, problem, isLate, store }) => {
+    return [detail, problem, isLate, store.hasEnded, row.status, row.request_id];
+  };
   return [
     drawerSection("Error", true, ofRow, errorOf),
     drawerSection("Messages and answer", true, ofDetail, conversationOf),
@@ -297,7 +299,7 @@ function phaseMark(className, part) {
 function usageOf(row) {
   const part = (value, words) => (value === null ? "" : ` · ${count(value)} ${words}`);
   const tokensOf = (value, some, words) => (value === null ? null : `${count(value)} tok${part(some, words)}`);
-  const source = COST_SOURCES[row.cost_source] ?? row.cost_source;
+  const source = Object.hasOwn(COST_SOURCES, row.cost_source) ? COST_SOURCES[row.cost_source] : row.cost_source;
   const unpriced = row.input_tokens === null ? null : "no price known";
   return [
     facts([
@@ -377,8 +379,8 @@ function settingsOf(known, name) {
 // -- pieces ---------------------------------------------------------------------------------------------
 
 function waitingFor({ problem, isLate, store }) {
-  const late = store.isClosed ? "Not known: this panel is no longer updated." : "Waiting for the running cell…";
-  return note(problem ?? (isLate ? late : "…"));
+  if (store.hasEnded) return note(problem ?? "Not known: this panel is no longer updated.");
+  return note(problem ?? (isLate ? "Waiting for the running cell…" : "…"));
 }
 
 function note(text) {

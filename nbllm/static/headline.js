@@ -156,7 +156,7 @@ function searchBox(store) {
 
   function update(isLate = false) {
     if (input.value !== store.filter.text) input.value = store.filter.text;
-    const waits = store.filter.text !== "" && store.found.text !== store.filter.text && !store.isClosed;
+    const waits = store.filter.text !== "" && store.found.text !== store.filter.text && !store.hasEnded;
     if (!waits) setText(note, "");
     else if (isLate) setText(note, "answers: waiting for the running cell…");
   }

@@ -15,8 +15,13 @@ function nbllmWidget() {
     store = new Store((message) => model.send(message), model.get("phases"));
     const hear = (message, buffers) => store.receive(message.kind === "packed" ? unpacked(buffers[0]) : message);
     model.on("msg:custom", hear);
-    model.send({ kind: "hello" });
-    return () => model.off("msg:custom", hear);
+    const lose = () => store.lose();
+    model.on("comm_live_update", lose); // ipywidgets: its kernel was restarted, or is gone
+    store.greet();
+    return () => {
+      model.off("msg:custom", hear);
+      model.off("comm_live_update", lose);
+    };
   }
 
   function render({ model, el }) {
@@ -137,12 +142,12 @@ class Panel {
   }
 
   #sayState() {
-    const { isLive, isClosed, leftOut } = this.#store;
+    const { isLive, isClosed, isLost, leftOut } = this.#store;
     this.element.classList.toggle("nbllm-live", isLive);
     this.waiting.hidden = isLive;
     this.main.hidden = !isLive;
     const parts = [
-      isClosed ? "no longer updated: another dashboard took its place" : "",
+      isClosed ? "no longer updated: it was closed" : isLost ? "no longer updated: its kernel has ended" : "",
       leftOut ? `${count(leftOut)} older request${leftOut === 1 ? "" : "s"} left out` : "",
     ];
     this.state = parts.filter(Boolean).join(" · ");
@@ -160,7 +165,8 @@ class Panel {
 
   /** Running requests grow: one timer while there are any and they can be seen. */
   #keepTime() {
-    const isNeeded = this.#isSeen && !document.hidden && this.#store.shown().some((row) => row.status === null);
+    const isWatched = this.#isSeen && !document.hidden && !this.#store.hasEnded;
+    const isNeeded = isWatched && this.#store.shown().some((row) => row.status === null);
     if (isNeeded && !this.#timer) this.#timer = setInterval(() => this.views[this.#tab].tick?.(), TICK_MS);
     if (!isNeeded) {
       clearInterval(this.#timer);

@@ -188,6 +188,7 @@ class Store {
   leftOut = 0; // older requests that are meant too, and not here
   isLive = false; // the kernel has sent rows
   isClosed = false; // it will send no more
+  isLost = false; // it is gone, or was restarted
   filter = NO_FILTER;
   selected = null; // request_id
   folded = new Set(); // keys of sessions
@@ -197,6 +198,7 @@ class Store {
   #asked = new Set(); // of which details are on their way
   #outdated = new Set(); // of which details were told before the request, or its call, went on
   #ahead = 0; // seconds that the kernel's clock is ahead of the browser's
+  #endedAt = null; // when the kernel's last word was heard; epoch seconds
   #shown = null;
   #groups = null;
   #lastGroups = new Map(); // by key
@@ -213,9 +215,40 @@ class Store {
     }
   }
 
-  /** Epoch seconds by the kernel's clock. */
+  /** Epoch seconds by the kernel's clock, which stands once nothing more will come. */
   now() {
-    return Date.now() / 1000 + this.#ahead;
+    return this.#endedAt ?? Date.now() / 1000 + this.#ahead;
+  }
+
+  /** Nothing more will come. */
+  get hasEnded() {
+    return this.isClosed || this.isLost;
+  }
+
+  /** Ask the kernel for everything. */
+  greet() {
+    this.#tell({ kind: "hello" });
+  }
+
+  /** The kernel is gone, for all that is known; if it is not, it answers a greeting. */
+  lose() {
+    this.#end("isLost");
+    this.greet();
+  }
+
+  #tell(message) {
+    try {
+      this.#send(message);
+    } catch {
+      this.#end("isLost"); // Jupyter's comms throw once their kernel is gone
+    }
+  }
+
+  #end(how) {
+    if (this[how]) return;
+    this.#endedAt = this.now();
+    this[how] = true;
+    this.#changed("rows");
   }
 
   /** Take a message of the kernel. */
@@ -224,16 +257,16 @@ class Store {
       rows: () => this.#takeRows(message),
       detail: () => this.#takeDetail(message),
       found: () => this.#takeFound(message),
-      closed: () => {
-        this.isClosed = true;
-        this.#changed("rows");
-      },
+      closed: () => this.#end("isClosed"),
     };
     handlers[message?.kind]?.();
   }
 
   #takeRows(message) {
     const before = this.requests;
+    if (this.isLost) this.#asked.clear(); // what was asked in between, nobody has heard
+    this.isLost = false;
+    this.#endedAt = null;
     this.requests = new Map(message.reset ? [] : before);
     if (message.reset) this.connections = new Map();
     const ahead = message.now - Date.now() / 1000;
@@ -345,12 +378,12 @@ class Store {
   /** Ask the kernel for the filter's text in messages and answers. */
   search() {
     if (this.filter.text && this.filter.text !== this.found.text) {
-      this.#send({ kind: "search", text: this.filter.text });
+      this.#tell({ kind: "search", text: this.filter.text });
     }
   }
 
   refresh() {
-    this.#send({ kind: "refresh" });
+    this.#tell({ kind: "refresh" });
   }
 
   /** Fold a session, by the key of its group, or unfold it. */
@@ -382,7 +415,7 @@ class Store {
     if (isKnown || this.#asked.has(id)) return;
     this.#asked.add(id);
     this.#outdated.delete(id);
-    this.#send({ kind: "detail", request_id: id });
+    this.#tell({ kind: "detail", request_id: id });
   }
 
   /** Hear of changes, at most once per frame and kind: "rows", "filter", "folded", "selected", "details". */
