@@ -281,6 +281,24 @@ class _Handover(Generic[T]):
         _state.home_blocked = True
         return True
 
+    async def awaited(self) -> T:
+        """Await the result on another loop, of a call that only this loop can carry out."""
+        result = asyncio.wrap_future(self.result)
+        _state.handed_over.add(self)
+        try:
+            while not result.done():
+                moved = threading.Event()
+                self.loop.call_soon_threadsafe(moved.set)
+                await asyncio.wait([result], timeout=STANDSTILL_SECONDS)
+                if self.loop is _state.home and not moved.is_set():  # a cell may wait for who waits here
+                    _wake_waiting_home_thread()
+            return result.result()
+        except asyncio.CancelledError:
+            result.cancel()
+            raise
+        finally:
+            _state.handed_over.discard(self)
+
     def wait(self) -> T:
         """Block this thread until the result is there."""
         _state.handed_over.add(self)
@@ -344,9 +362,17 @@ def _waits(frame: FrameType | None) -> bool:
 
 def _turn_where_the_home_thread_waits(signum: int, frame: FrameType | None) -> None:
     loop = home()
-    tasks = [call.task for call in _state.handed_over.copy() if call.loop is loop]
-    if loop is not None and tasks and _waits(frame):
-        _run_interruptible(loop, asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED))
+    calls = [call for call in _state.handed_over.copy() if call.loop is loop and not call.result.done()]
+    if loop is not None and calls and _waits(frame):
+        _run_interruptible(loop, _first_result(loop, calls))
+
+
+async def _first_result(loop: asyncio.AbstractEventLoop, calls: list[_Handover[Any]]) -> None:
+    """Wait until one of the calls is over, whether it has been taken up yet or not."""
+    is_over = asyncio.Event()
+    for call in calls:
+        call.result.add_done_callback(lambda _: loop.call_soon_threadsafe(is_over.set))
+    await is_over.wait()
 
 
 def elsewhere() -> bool:
@@ -384,7 +410,7 @@ async def on_loop(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, T])
         raise UsageProblem(
             "the event loop on which this was opened doesn't run any more: use it where it was opened"
         )
-    return await asyncio.wrap_future(_Handover(loop, coro).result)
+    return await _Handover(loop, coro).awaited()
 
 
 def background() -> asyncio.AbstractEventLoop:

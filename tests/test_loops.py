@@ -282,6 +282,25 @@ def test_executor_in_a_synchronous_cell_does_not_deadlock(kernel: Kernel, witnes
 
 @every_python
 @pytest.mark.usefixtures("idle")
+def test_a_thread_may_read_a_stream_of_the_cell_that_waits_for_it(kernel: Kernel) -> None:
+    """Only the home loop can read it, which the cell blocks."""
+    outcome = kernel.run(
+        """
+        import threading
+        stream = nbllm.completion("demo/small", "Tell me a story of the sea.", stream=True)
+        read = []
+        reader = threading.Thread(target=lambda: read.extend(stream))
+        reader.start()
+        reader.join(15)
+        print(reader.is_alive(), len(read) > 1, len(stream.text) > 9)
+        reader.join()
+        """
+    ).ok()
+    assert outcome.stdout.split() == ["False", "True", "True"]
+
+
+@every_python
+@pytest.mark.usefixtures("idle")
 def test_futures_submitted_in_one_cell_and_awaited_in_the_next(kernel: Kernel, witness: DemoServer) -> None:
     """The calls are under way on the home loop when the second cell blocks it."""
     kernel.run(

@@ -10,16 +10,25 @@ from __future__ import annotations
 class EventDecoder:
     """Feed bytes as they come, get the `data` of each event that is complete."""
 
-    __slots__ = ("_data", "_rest", "_started")
+    __slots__ = ("_data", "_held", "_rest", "_started")
 
     def __init__(self) -> None:
         self._rest = b""
+        self._held: list[
+            bytes
+        ] = []  # what followed it without ending a line: to join it each time takes long
         self._data: list[bytes] = []
         self._started = False
 
     def feed(self, piece: bytes) -> list[bytes]:
         """The data of the events that `piece` completes, in order."""
-        if self._rest:
+        if b"\n" not in piece and b"\r" not in piece and self._started and not self._rest.endswith(b"\r"):
+            self._held.append(piece)
+            return []
+        if self._held:
+            piece = b"".join((self._rest, *self._held, piece))
+            self._held.clear()
+        elif self._rest:
             piece = self._rest + piece
         if not self._started and piece:
             if piece.startswith(b"\xef\xbb\xbf"):
@@ -54,6 +63,6 @@ class EventDecoder:
 
     def finish(self) -> list[bytes]:
         """The data of a last event that the server ended without its empty line."""
-        events = self.feed(b"\n\n") if self._rest or self._data else []
+        events = self.feed(b"\n\n") if self._rest or self._held or self._data else []
         self._rest = b""
         return events

@@ -45,6 +45,7 @@ CLOSE_SECONDS = 5
 # What aiohttp says of requests that are no HTTP: nothing that a notebook should show.
 _logger = logging.getLogger("nbllm.gateway")
 _logger.addHandler(logging.NullHandler())
+_logger.propagate = False
 
 
 def gateway(port: int = 4000, *, host: str = "127.0.0.1", key: str | None = None) -> Gateway:
@@ -235,7 +236,7 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise UsageProblem(
-            f"the gateway can't listen on {host}:{port}: {error.strerror or error}. "
+            f"the gateway can't listen on {host}:{port}: {os.strerror(error.errno) if error.errno else error}. "
             "Give another port=, or port=0 for a free one"
         ) from error
 

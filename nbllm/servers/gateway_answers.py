@@ -17,7 +17,7 @@ from aiohttp import web
 
 from .. import masking, tracing
 from ..embeddings import EmbeddingResponse
-from ..exceptions import APIError, NbllmError, Timeout, UsageProblem
+from ..exceptions import APIError, AuthenticationError, NbllmError, Timeout, UsageProblem
 from ..providers import PROVIDERS
 from ..responding import BridgedStream, ResponseStream
 from ..results import ModelList
@@ -246,10 +246,17 @@ def error(error: NbllmError) -> web.Response:
 def _status(error: Exception) -> int:
     if isinstance(error, UsageProblem):
         return 400
+    if _lacks_key(error):
+        return 500  # a 401 would say that the client's key is wrong
     if isinstance(error, Timeout) and error.response is None:
         return 504  # no answer came; a 408 would say that the client is slow
     status = error.status_code if isinstance(error, APIError) else 500
     return 502 if status is None or status < 400 else status  # no connection, or no answer in a 200
+
+
+def _lacks_key(error: Exception) -> bool:
+    """Whether the gateway itself has no key for the provider: nothing was sent."""
+    return isinstance(error, AuthenticationError) and error.request is None
 
 
 def _said(error: Exception) -> dict[str, Any]:
@@ -257,6 +264,10 @@ def _said(error: Exception) -> dict[str, Any]:
     status = _status(error)
     if not isinstance(error, APIError):
         return _shaped(status, {"message": masking.redact(str(error) or repr(error))})
+    if _lacks_key(error):
+        reason, _, _ = error.message.partition(" (")  # what follows is for a notebook
+        message = f"the gateway has {reason}, where it runs"
+        return _shaped(status, {"message": message, "code": "provider_key_missing"})
     theirs = error.body.get("error") if isinstance(error.body, dict) else None
     if not isinstance(theirs, dict) or not isinstance(theirs.get("message"), str):
         theirs = {"message": error.message, "code": error.code}
