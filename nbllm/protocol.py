@@ -158,10 +158,7 @@ class TracedProtocol(ResponseHandler):
         self.record, self.body, self.idle_since, self.first_byte = record, None, None, None
         self._read_deadline = None
         self.bytes_in = self.bytes_out = 0
-        if record.held or not wire.is_for_models(record.http_method, record.url_path):
-            self.overheard = None
-        else:
-            self.overheard = record.overheard = wire.Overheard()
+        self.overheard = record.overheard
         conn.add_callback(self._given_back)
 
     def start_timeout(self) -> None:  # aiohttp calls it when the request is wholly written
@@ -362,6 +359,8 @@ async def _connect(state: Watch, inner: Any, req: Any, traces: Any, timeout: Any
         url = req.url
         record.http_method, record.server_address = req.method, url.host
         record.server_port, record.url_path = url.port, url.raw_path
+        if not record.held and wire.is_for_models(record.http_method, record.url_path):
+            record.overheard = wire.Overheard()
     except Exception as error:
         notices.warn_once(f"a request could not be traced: {error!r}")
         return await inner(req, traces, timeout)

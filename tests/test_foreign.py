@@ -18,7 +18,7 @@ from nbllm.providers import PROVIDERS
 from tests import servers
 from tests.providers_server import MODELS, ProvidersServer, key_of
 from tests.rows import only_row, request_rows
-from tests.servers import Exchange, RawServer
+from tests.servers import Exchange, RawServer, refused_port
 
 TOLD = (
     *("operation", "provider", "request_model", "response_model", "response_id", "provider_request_id"),
@@ -216,6 +216,15 @@ async def test_what_is_no_request_to_a_model_is_plain_http(server: RawServer) ->
     assert [(row.operation, row.request_model, row.status) for row in request_rows()] == [
         (None, None, "ok")
     ] * 2
+
+
+async def test_a_request_that_cannot_connect_still_says_who_was_asked() -> None:
+    with refused_port() as port:
+        url = f"http://127.0.0.1:{port}/v1/messages"
+        with pytest.raises(aiohttp.ClientError):
+            await nbllm.shared_session().post(url, json={"model": "m", "messages": []})
+    (row,) = request_rows()
+    assert (row.operation, row.provider, row.status) == ("chat", "anthropic", "error")
 
 
 async def test_contents_are_kept_only_where_they_are_wanted(server: RawServer) -> None:

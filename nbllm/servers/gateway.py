@@ -235,8 +235,9 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
         raise UsageProblem(
-            f"the gateway can't listen on {host}:{port}: {os.strerror(error.errno) if error.errno else error}. "
+            f"the gateway can't listen on {host}:{port}: {reason}. "
             "Give another port=, or port=0 for a free one"
         ) from error
 
