@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
-from urllib.parse import unquote_plus, urlsplit
+from typing import Any
+from urllib.parse import unquote_plus
 
 import msgspec
 
-from . import environment, masking, notices, tagging, tracing
+from . import masking, notices, tagging, tracing
 from .assembly import Assembly
 from .exceptions import APIError, UsageProblem
-from .providers import PROVIDERS, Provider, Route, errors, openai_responses
+from .providers import Route, errors, openai_responses
 from .providers.encoding import encode
+from .providers.places import Kind, kind_of, provider_at
 from .providers.sse import EventDecoder
 from .response_output import finish_reason
 from .response_types import chat_usage
@@ -27,29 +28,6 @@ from .types import Usage, build, parse
 from .wire import Message, Overheard
 from .wire import read as read_message
 
-
-class _Kind(NamedTuple):
-    operation: str
-    dialect: str
-
-
-# By the end of the path. The names of operations are those of our own verbs, where there is one.
-_KINDS = {
-    "chat/completions": _Kind("chat", "openai"),
-    "messages": _Kind("chat", "anthropic"),
-    "generateContent": _Kind("chat", "gemini"),
-    "streamGenerateContent": _Kind("chat", "gemini"),
-    "responses": _Kind("responses", "openai"),
-    "completions": _Kind("text_completion", "openai"),
-    "embeddings": _Kind("embeddings", "openai"),
-    "embedContent": _Kind("embeddings", "gemini"),
-    "batchEmbedContents": _Kind("embeddings", "gemini"),
-    "images/generations": _Kind("image_generation", "openai"),
-    "images/edits": _Kind("image_edit", "openai"),
-    "audio/speech": _Kind("speech", "openai"),
-    "audio/transcriptions": _Kind("transcription", "openai"),
-    "audio/translations": _Kind("translation", "openai"),
-}
 _SAID = frozenset(("messages", "input", "prompt", "contents", "system", "systemInstruction"))
 _NO_PARAMETERS = _SAID | {"model", "stream", "metadata", *tagging.SESSION_FIELDS}
 
@@ -72,10 +50,10 @@ def read(record: tracing.Record, overheard: Overheard) -> None:
 
 def _read(record: tracing.Record, overheard: Overheard) -> None:
     path = record.url_path or ""
-    kind = next((kind for end, kind in _KINDS.items() if re.search(rf"[/:]{end}$", path)), None)
+    kind = kind_of(record.http_method, path)
     if kind is None:
         return
-    provider = provider_of(record.server_address, record.server_port, path, kind.dialect)
+    provider = provider_at(record.server_address, record.server_port, path, kind.dialect)
     record.operation, record.provider = kind.operation, provider.name
     request = read_message((0.0, data) for data in overheard.sent)
     keys = _keys(request) if request is not None else []
@@ -161,33 +139,6 @@ def _mask_fields(body: dict[str, Any]) -> None:
                     waiting.append(item)
 
 
-def provider_of(host: str | None, port: int | None, path: str, dialect: str) -> Provider:
-    """Who answers at an address: the provider that is there, else the one whose format is spoken."""
-    known = environment.environ()
-    places: dict[str, Provider] = {}
-    for provider in PROVIDERS.values():
-        urls = [known.get(name) for name in (*provider.base_url_variables, _DEMO.get(provider.name, ""))]
-        for url in (*urls, provider.base_url):
-            if isinstance(url, str) and (place := _place(url))[:2] == (host, port):
-                places.setdefault(place[2], provider)
-    if found := [place for place in places if path.startswith(place)]:
-        return places[max(found, key=len)]
-    if host and host.endswith((".openai.azure.com", ".cognitiveservices.azure.com")):
-        return PROVIDERS["azure"]
-    return PROVIDERS[dialect]
-
-
-_DEMO = {"demo": "NBLLM_DEMO_URL"}
-
-
-def _place(url: str) -> tuple[str | None, int | None, str]:
-    try:
-        parts = urlsplit(url)
-        return parts.hostname, parts.port or {"https": 443, "http": 80}.get(parts.scheme), parts.path
-    except ValueError:
-        return None, None, ""
-
-
 def _object(message: Message | None) -> dict[str, Any]:
     """A body's JSON object; empty where it is none, as a form with a recording."""
     if message is None or "json" not in message.headers.get("content-type", ""):
@@ -227,7 +178,7 @@ def _note_error(record: tracing.Record, error: APIError) -> None:
         record.retry_after_ms = error.retry_after * 1e3
 
 
-def _note_answer(record: tracing.Record, answer: Message, kind: _Kind, route: Route, keeps: bool) -> None:
+def _note_answer(record: tracing.Record, answer: Message, kind: Kind, route: Route, keeps: bool) -> None:
     kept: bytes | None = answer.body
     if "event-stream" in answer.headers.get("content-type", ""):
         record.stream = True
@@ -256,7 +207,7 @@ def _note_response(record: tracing.Record, answer: Any) -> None:
     tracing.note_answer(record, answer.id, answer.model, chat_usage(answer.usage))
 
 
-def _note_stream(record: tracing.Record, answer: Message, kind: _Kind, route: Route) -> bytes | None:
+def _note_stream(record: tracing.Record, answer: Message, kind: Kind, route: Route) -> bytes | None:
     """What the events of a stream say; gives the whole answer as JSON."""
     assembly: Any
     decode: Callable[[bytes], Any]

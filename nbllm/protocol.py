@@ -21,6 +21,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 from . import masking, notices, tracing, wire
+from .providers import places
 from .tracing import Record, perf_counter
 
 IDLE_BEFORE_RECHECK = 1.0
@@ -359,7 +360,7 @@ async def _connect(state: Watch, inner: Any, req: Any, traces: Any, timeout: Any
         url = req.url
         record.http_method, record.server_address = req.method, url.host
         record.server_port, record.url_path = url.port, url.raw_path
-        if not record.held and wire.is_for_models(record.http_method, record.url_path):
+        if not record.held and places.kind_of(record.http_method, record.url_path) is not None:
             record.overheard = wire.Overheard()
     except Exception as error:
         notices.warn_once(f"a request could not be traced: {error!r}")

@@ -18,16 +18,6 @@ from typing import Any
 LARGEST = 32 << 20
 """Bytes of a request, or of an answer, that are kept at most; of a larger one nothing is read."""
 
-_MODEL_PATH = re.compile(
-    r"/(chat/completions|completions|responses|messages|embeddings|images/(generations|edits)|"
-    r"audio/(speech|transcriptions|translations))$|:(streamG|g)enerateContent$|:(e|batchE)mbedContents?$"
-)
-
-
-def is_for_models(method: str | None, path: str | None) -> bool:
-    """Whether a request is one that OpenAI's, Anthropic's or Gemini's format asks a model by."""
-    return method == "POST" and path is not None and _MODEL_PATH.search(path) is not None
-
 
 class Overheard:
     """The bytes of one request and its answer, with the time of each piece that came."""

@@ -15,6 +15,7 @@ import pytest
 import nbllm
 from nbllm import keys, log, notices
 from nbllm.providers import PROVIDERS
+from nbllm.providers.places import kind_of
 from tests import servers
 from tests.providers_server import MODELS, ProvidersServer, key_of
 from tests.rows import only_row, request_rows
@@ -206,6 +207,23 @@ async def test_answers_of_all_kinds(server: RawServer, behaviour: str, status: s
     row = request_rows()[-1]
     assert (row.operation, row.request_model, row.status) == ("chat", "m", status)
     assert not notices._state.warned
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "is_one"),
+    [
+        ("POST", "/v1/chat/completions", True),
+        ("POST", "/openai/deployments/gpt/chat/completions", True),
+        ("POST", "/v1beta/models/gemini-2.5-pro:streamGenerateContent", True),
+        ("POST", "/v1/messages", True),
+        ("POST", "/v1/messages/count_tokens", False),
+        ("POST", "/orders", False),
+        ("GET", "/v1/responses", False),
+        (None, None, False),
+    ],
+)
+def test_which_requests_are_for_models(method: str | None, path: str | None, is_one: bool) -> None:
+    assert (kind_of(method, path) is not None) is is_one
 
 
 async def test_what_is_no_request_to_a_model_is_plain_http(server: RawServer) -> None:

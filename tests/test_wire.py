@@ -132,23 +132,6 @@ def test_an_unknown_compression_is_named() -> None:
         wire.read([(0.0, head(Content_Encoding="zstd") + BODY)])
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "is_one"),
-    [
-        ("POST", "/v1/chat/completions", True),
-        ("POST", "/openai/deployments/gpt/chat/completions", True),
-        ("POST", "/v1beta/models/gemini-2.5-pro:streamGenerateContent", True),
-        ("POST", "/v1/messages", True),
-        ("POST", "/v1/messages/count_tokens", False),
-        ("POST", "/orders", False),
-        ("GET", "/v1/responses", False),
-        (None, None, False),
-    ],
-)
-def test_which_requests_are_for_models(method: str | None, path: str | None, is_one: bool) -> None:
-    assert wire.is_for_models(method, path) is is_one
-
-
 def test_more_than_the_limit_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "LARGEST", 10)
     heard = wire.Overheard()

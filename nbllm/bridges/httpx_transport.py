@@ -24,8 +24,9 @@ import msgspec
 from multidict import CIMultiDict
 from yarl import URL
 
-from .. import foreign, loops, masking, tagging
+from .. import loops, masking, tagging
 from ..exceptions import UsageProblem
+from ..providers.places import provider_at
 from ..transport import shared_session
 from ..types import parse
 
@@ -316,9 +317,9 @@ def _take_session(
     if root.keys().isdisjoint(tagging.SESSION_FIELDS):
         return body, nothing
     place = url.host, url.port or {"https": 443, "http": 80}.get(url.scheme), url.path
-    if foreign.provider_of(*place, "openai").takes_session:
+    if provider_at(*place, "openai").takes_session:
         return body, nothing
-    is_unknown = foreign.provider_of(*place, "litellm_proxy").takes_session
+    is_unknown = provider_at(*place, "litellm_proxy").takes_session
     session: contextlib.AbstractContextManager[object] = nothing
     for name in reversed(tagging.SESSION_FIELDS):  # the first counts
         try:

@@ -36,9 +36,10 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from .. import foreign, notices, tagging
+from .. import notices, tagging
 from ..exceptions import UsageProblem
 from ..kept import kept
+from ..providers.places import provider_at
 from ..transport import shared_session, trace
 from ..types import parse
 from .httpx_clients import async_httpx_client, httpx_client
@@ -276,7 +277,7 @@ def _as_said(request: Any) -> Iterator[None]:
 
 def _is_for_proxy(url: Any, call: _Call) -> bool:
     port = url.port or {"https": 443, "http": 80}.get(url.scheme)
-    return call.to_proxy or foreign.provider_of(url.host, port, url.path, "openai").takes_session
+    return call.to_proxy or provider_at(url.host, port, url.path, "openai").takes_session
 
 
 def _names_session(request: Any) -> bool:
