@@ -81,11 +81,14 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Have `write` fill a file that takes the place of the one at `path` when it is whole, else none does.
 
     Raises:
-        UsageProblem: It can't be written there.
+        UsageProblem: It can't be written there, or what is there is a pipe or a device, which a file would
+            replace.
     """
     temporary = None
     try:
         target = path.resolve()  # a link stays one
+        if target.exists() and not target.is_file() and not target.is_dir():
+            raise UsageProblem(f"{path} can't be written: it is no regular file")
         descriptor, temporary = tempfile.mkstemp(prefix=".nbllm-", dir=target.parent)  # 0600
         with open(descriptor, "wb") as file:
             write(file)

@@ -231,9 +231,8 @@ class Totals:
         unpriced: How many have tokens and no known price.
         duration_ms: Sum; duration_p50_ms, duration_p95_ms and ttft_p50_ms are percentiles.
         connections_opened: How many came over a new connection.
-        reused: How many came over one that was there.
+        handshakes_saved: How many came over one that was there.
         reuse_ratio: The share of these.
-        handshakes_saved: As `reused`.
         handshakes_saved_ms: What their handshakes would have taken, an estimate: for each the median of those
             with the same server.
     """
@@ -252,9 +251,8 @@ class Totals:
     duration_p95_ms: float | None
     ttft_p50_ms: float | None
     connections_opened: int
-    reused: int
-    reuse_ratio: float | None
     handshakes_saved: int
+    reuse_ratio: float | None
     handshakes_saved_ms: float | None
 
 
@@ -279,9 +277,8 @@ def totals(requests: Collection[Row]) -> Totals:
         duration_p95_ms=_percentile(durations, 95),
         ttft_p50_ms=_percentile(firsts, 50),
         connections_opened=opened,
-        reused=reused,
-        reuse_ratio=reused / (opened + reused) if opened + reused else None,
         handshakes_saved=reused,
+        reuse_ratio=reused / (opened + reused) if opened + reused else None,
         handshakes_saved_ms=_saved(requests),
     )
 
@@ -351,20 +348,29 @@ def sessions_of(requests: Iterable[Row]) -> list[Group]:
     return [Group(session_id, owner, rows) for (session_id, owner), rows in groups.items()]
 
 
-def spender_of(row: Row, by: str) -> str:
-    """The model or the session that `spend` counts a request to; `by` as there."""
-    return model_of(row) if by == "request_model" else str(row[by])
+def spender_of(requests: Collection[Row], by: str) -> Callable[[Row], str]:
+    """Which model or session `spend` counts each of these requests to; `by` as there."""
+    if by == "request_model":
+        return model_of
+    has_owners = len({row["owner"] for row in requests}) > 1
+
+    def session(row: Row) -> str:
+        owner = f" ({row['owner']})" if has_owners and row["owner"] else ""
+        return f"{row['session_id']}{owner}"
+
+    return session
 
 
-def spend(requests: Iterable[Row], by: str) -> list[tuple[str, Totals]]:
+def spend(requests: Collection[Row], by: str) -> list[tuple[str, Totals]]:
     """What was spent on each model or in each session, the dearest first.
 
     Args:
         requests: Rows.
-        by: "request_model" or "session_id".
+        by: "request_model" or "session_id": each owner's own, called "review (anna)" where there are several.
     """
+    name_of = spender_of(requests, by)
     groups: dict[str, list[Row]] = {}
     for row in requests:
-        groups.setdefault(spender_of(row, by), []).append(row)
+        groups.setdefault(name_of(row), []).append(row)
     spent = [(name, totals(rows)) for name, rows in groups.items()]
     return sorted(spent, key=lambda one: (-(one[1].cost_usd or 0.0), -(one[1].input_tokens or 0), one[0]))

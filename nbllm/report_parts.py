@@ -194,8 +194,8 @@ def spending(requests: Sequence[Row], by: str, most: int) -> list[Spending]:
     ]
     if len(spent) <= most:
         return told
-    named = {name for name, _ in spent[:most]}
-    rest = overview.totals([row for row in requests if overview.spender_of(row, by) not in named])
+    named, name_of = {name for name, _ in spent[:most]}, overview.spender_of(requests, by)
+    rest = overview.totals([row for row in requests if name_of(row) not in named])
     return [
         *told,
         Spending(

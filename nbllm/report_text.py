@@ -23,11 +23,13 @@ WIDEST = 160
 
 NARROWEST = 40
 BAR_SHARE = 5
-"""The part of the width that the waterfall takes: a fifth."""
+"""The part of the width that the waterfall takes: a fifth, or less where the rest has no room beside it."""
+LEAST_BAR = 8
+SPEND_BAR = 20
 LEAST_SHARE = 0.3
 """How much of a cell a phase must fill to be drawn in it."""
-PROMPT_FROM = 110
-"""How wide a terminal must be for the prompts to have room beside the rest."""
+TLS_FROM = 110
+"""How wide a terminal must be for the version of TLS to have room beside the server."""
 
 MARKS = {
     "queued": "\N{MIDDLE DOT}",
@@ -90,14 +92,14 @@ def _flow(pieces: Sequence[str], width: int) -> list[str]:
 
 def _sessions(parts: Parts, width: int) -> list[str]:
     columns = [
-        Column("session", least=8),
+        Column("session", least=8, cut="middle"),
         Column("requests", is_number=True),
         Column("errors", is_number=True),
         Column("tokens", is_number=True),
         Column("cost", is_number=True),
         Column("time", is_number=True),
         Column("reused", is_number=True),
-        Column("models", least=6),
+        Column("models", least=6, yields=True),
     ]
     rows = []
     for group in parts.sessions[-SESSIONS:]:
@@ -124,21 +126,20 @@ def _more(every: Sequence[object], told: int, noun: str) -> list[str]:
 
 def _requests(parts: Parts, width: int, paint: Paint) -> list[str]:
     axis = TimeAxis(span(row, parts.now) for row in parts.requests)
-    has_prompts = width >= PROMPT_FROM
     columns = [
         Column("cell", least=4),
-        *([Column("prompt", least=12)] if has_prompts else []),
-        Column("model", least=8),
-        Column("status", least=6),
+        Column("prompt", least=12, yields=True),
+        Column("model", least=8, yields=True),
+        Column("status", least=len("incomplete")),
         Column("tokens", is_number=True),
         Column("cost", is_number=True),
         Column("time", is_number=True),
         Column("first", is_number=True),
     ]
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             report_parts.cell(row),
-            *([report_parts.prompt(row, width)] if has_prompts else []),
+            report_parts.prompt(row, width),
             report_parts.model(row),
             report_parts.outcome(row),
             units.tokens(row["input_tokens"], row["output_tokens"]),
@@ -148,15 +149,26 @@ def _requests(parts: Parts, width: int, paint: Paint) -> list[str]:
         )
         for row in parts.requests
     ]
-    bar = width // BAR_SHARE
-    lines = text_tables.table(columns, rows, width - bar - 2)
+    gap = len(text_tables.GAP)
+    if text_tables.least_width(columns, rows) > width - gap - LEAST_BAR:
+        del columns[1]
+        rows = [(row[0], *row[2:]) for row in rows]
+    bar = max(LEAST_BAR, min(width // BAR_SHARE, width - gap - text_tables.least_width(columns, rows)))
+    lines = text_tables.table(columns, rows, width - gap - bar)
     length = units.seconds(axis.seconds * 1e3)
     beside = [heading if len(heading := f"waterfall, {length}") <= bar else length]
     beside += [_bar(row, axis, parts.now, bar, paint) for row in parts.requests]
-    left = max(map(text_tables.width_of, lines))
-    table = [f"{text_tables.fitted(line, left)}  {drawn}" for line, drawn in zip(lines, beside, strict=True)]
     pauses = report_parts.pauses(axis)
-    return [*table, _legend(parts, paint), *([f"{BREAK} {pauses}"] if pauses else [])]
+    return [*_beside(lines, beside), _legend(parts, paint), *([f"{BREAK} {pauses}"] if pauses else [])]
+
+
+def _beside(lines: Sequence[str], bars: Sequence[str]) -> list[str]:
+    """The lines of a table, each with its bar."""
+    left = max(map(text_tables.width_of, lines))
+    return [
+        f"{text_tables.fitted(line, left)}{text_tables.GAP}{bar}".rstrip()
+        for line, bar in zip(lines, bars, strict=True)
+    ]
 
 
 def _legend(parts: Parts, paint: Paint) -> str:
@@ -213,9 +225,12 @@ def _errors(parts: Parts, width: int, paint: Paint) -> list[str]:
 
 
 def _connections(parts: Parts, width: int, paint: Paint) -> list[str]:
+    lanes = report_parts.lanes(parts, LANES)
+    names = [lane.name.rpartition("-") for lane in lanes]
+    has_kernels = len({kernel for kernel, _, _ in names}) > 1
     columns = [
-        Column("connection", least=6),
-        Column("server", least=8),
+        Column("connection", least=6, cut="start"),
+        Column("server", least=8, cut="start"),
         Column("requests", is_number=True),
         Column("sent", is_number=True),
         Column("received", is_number=True),
@@ -226,8 +241,8 @@ def _connections(parts: Parts, width: int, paint: Paint) -> list[str]:
     ]
     rows = [
         (
-            lane.name,
-            lane.server,
+            lane.name if has_kernels else number,
+            lane.server if width >= TLS_FROM else lane.server.partition(" (TLS")[0],
             units.count(lane.count),
             units.size(lane.sent),
             units.size(lane.received),
@@ -236,7 +251,7 @@ def _connections(parts: Parts, width: int, paint: Paint) -> list[str]:
             lane.closed,
             lane.why_closed,
         )
-        for lane in report_parts.lanes(parts, LANES)
+        for lane, (_, _, number) in zip(lanes, names, strict=True)
     ]
     if not rows:
         return []
@@ -251,13 +266,12 @@ def _spend(parts: Parts, width: int) -> list[str]:
     for by, heading in (("request_model", "spent by model"), ("session_id", "spent by session")):
         spent = report_parts.spending(parts.overview.requests, by, SPENDERS)
         columns = [
-            Column(heading, least=12),
+            Column(heading, least=12, cut="middle"),
             Column("requests", is_number=True),
             Column("tokens", is_number=True),
             Column("cost", is_number=True),
             *([Column("unpriced", is_number=True)] if parts.totals.unpriced else []),
             Column(parts.share, is_number=True),
-            Column("", least=4),
         ]
         rows = [
             (
@@ -267,11 +281,14 @@ def _spend(parts: Parts, width: int) -> list[str]:
                 one.cost,
                 *([units.count(one.unpriced)] if parts.totals.unpriced else []),
                 units.percent(one.share),
-                "\N{FULL BLOCK}" * round((one.share or 0.0) * 20),
             )
             for one in spent
         ]
-        lines += [*([""] if lines else []), *text_tables.table(columns, rows, width)]
+        table = text_tables.table(columns, rows, width)
+        left = max(map(text_tables.width_of, table))
+        bar = min(SPEND_BAR, width - left - len(text_tables.GAP))
+        bars = ["", *("\N{FULL BLOCK}" * round((one.share or 0.0) * bar) for one in spent)]
+        lines += [*([""] if lines else []), *_beside(table, bars)]
     return lines
 
 

@@ -101,9 +101,6 @@ class Report:
             target = Path(path).expanduser()
         except (TypeError, RuntimeError) as error:
             raise UsageProblem(f"{path!r} is no path that can be written to: {error}") from None
-        # A pipe or a device would be replaced by the file.
-        if os.path.exists(target) and not os.path.isfile(target) and not os.path.isdir(target):
-            raise UsageProblem(f"{path} can't be written: it is no regular file")
         page = self.page.encode()
         write_whole(target, lambda file: file.write(page))
         return target

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from . import keys
+from . import keys, tagging
 from .contents import messages_of
 from .options import OPTION_NAMES
 from .providers import PROVIDERS, Provider, azure
@@ -26,6 +26,10 @@ LONGEST_DATA = 200
 """How many characters of base64 a call still shows; longer data stands as `...`."""
 LONGEST_BODY = 100_000
 """Bytes of a body that a command holds: Linux takes 128 KiB in one argument (execve(2), MAX_ARG_STRLEN)."""
+
+# What lets a command read otherwise than it runs: controls, directions of writing, separators of lines
+# (trojansource.codes). In JSON they stand in strings alone, where an escape means the same.
+_UNSEEN = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
 Row = Mapping[str, Any]
 
@@ -49,7 +53,9 @@ def as_code(row: Row, request: str | None, is_secure: bool) -> str | None:
         is_secure: Whether it went over TLS.
 
     Returns:
-        An expression, `nbllm.completion("gpt-4o", …)`; None where the request is none of nbllm's own.
+        `import nbllm` and a call, `nbllm.completion("gpt-4o", …)`, which names the session where that is not
+        the kernel's own; the answer of a stream is printed as it comes. None where the request is none of
+        nbllm's own.
     """
     provider = PROVIDERS.get(row["provider"] or "")
     write = _VERBS.get(row["operation"] or "")
@@ -62,11 +68,14 @@ def as_code(row: Row, request: str | None, is_secure: bool) -> str | None:
         name, said = write(row, provider, body)
         given = _given(row, provider, said)
         named = {**_abridged(said), **_abridged(given)}
+        if row["session_id"] not in (None, tagging.default_session()):
+            named["session_id"] = row["session_id"]
         if row["stream"]:
             named["stream"] = True
         if (address := _address(row, provider, is_secure)) is not None:
             named["base_url"] = address
-        return _call(name, named)
+        call = _call(name, named)
+        return f"import nbllm\n\n{_LOOPS[name] % call if row['stream'] and name in _LOOPS else call}"
     except (TypeError, AttributeError, LookupError, RecursionError):  # a body that was not written by us
         return None
 
@@ -80,7 +89,8 @@ def as_curl(row: Row, request: str | None, is_secure: bool) -> str | None:
     method = row["http_method"] or "POST"
     if row["operation"] == "responses" and not _is_native(row):
         return None
-    if method != "GET" and (request is None or len(request.encode()) > LONGEST_BODY):
+    body = None if request is None else _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", request)
+    if method != "GET" and (body is None or len(body.encode()) > LONGEST_BODY):
         return None
     if not row["server_address"]:
         return None
@@ -97,8 +107,8 @@ def as_curl(row: Row, request: str | None, is_secure: bool) -> str | None:
         lines += [f"-H {shlex.quote(f'{name}: {value}')}" for name, value in provider.headers.items()]
         if (key := _key_header(provider)) is not None:
             lines.append(f'-H "{key}"')  # in quotes that let the shell put in the key
-    if method != "GET" and request is not None:
-        lines.append(f"--data-raw {shlex.quote(request)}")
+    if method != "GET" and body is not None:
+        lines.append(f"--data-raw {shlex.quote(body)}")
     return " \\\n  ".join(lines)
 
 
@@ -172,6 +182,18 @@ _VERBS = {
 
 _POSITIONAL = {"responses": 2, "models": 1, "image_generation": 1}
 """How many arguments people write without their names; elsewhere the model alone."""
+
+_LOOPS = {
+    "completion": """\
+for chunk in %s:
+    if chunk.choices:
+        print(chunk.choices[0].delta.content or "", end="")""",
+    "responses": """\
+for event in %s:
+    if event.type == "response.output_text.delta":
+        print(event.delta, end="")""",
+}
+"""What prints a streamed answer as it comes; a chunk with the usage, or of Azure's filter, has no choices."""
 
 
 def _is_native(row: Row) -> bool:

@@ -128,15 +128,18 @@ def _bar(column: Column, at: int) -> str:
 
 
 def _text(table: Table, width: int) -> str:
+    """As many columns as have room, and below them the others, each time beside the first one again."""
     if not table.columns or not table.failed:
         return "no rows"
-    blocks: list[list[Column]] = [[]]
-    room = width
-    for column in table.columns:
-        needed = _needed(column) + len(text_tables.GAP)
-        if blocks[-1] and needed > room + len(text_tables.GAP):
-            blocks.append([])
-            room = width
+    first, *others = table.columns
+    gap = len(text_tables.GAP)
+    blocks = [[first]]
+    room = width - _needed(first)
+    for column in others:
+        needed = gap + _needed(column)
+        if needed > room:
+            room = width - _needed(first)
+            blocks.append([first] if needed <= room else [])  # it says which row a line is
         blocks[-1].append(column)
         room -= needed
     return "\n\n".join("\n".join(_lines(block, table, width)) for block in blocks)

@@ -14,10 +14,10 @@ from . import overview
 
 IDLE_SECONDS = 2.0
 IDLE_SHARE = 0.03
-BREAK_SHARE = 0.02
-BREAKS_SHARE = 0.2
+BREAK_SHARE = 0.03
+BREAKS_SHARE = 0.25
 """A pause is cut where it is longer than this many seconds and this share of the busy time; then it takes
-this share of the busy time, and all of them together at most that one."""
+this share of the axis, and all of them together at most that one. As in static/units.js."""
 
 
 class Segment(NamedTuple):
@@ -37,13 +37,19 @@ class Pause(NamedTuple):
 
 
 def span(row: overview.Row, now: float) -> tuple[float, float]:
-    """When a request began to wait for its turn, and when it ended; a running one ends `now`."""
+    """When a request began to wait for its turn, and when it ended.
+
+    A running one ends `now`; one that nobody saw end, with what is known of its phases.
+    """
     start = row["started_at"] - (row["queued_ms"] or 0.0) / 1e3
-    if row["duration_ms"] is not None:
+    if row["status"] is None:
+        end = now
+    elif row["duration_ms"] is not None:
         end = row["started_at"] + row["duration_ms"] / 1e3
     else:
-        end = row["ended_at"] or (now if row["status"] is None else row["started_at"])
-    return start, max(start, end)
+        known = sum(milliseconds for _, milliseconds in overview.phases(row))
+        end = max(row["ended_at"] or 0.0, start + known / 1e3)
+    return start, max(row["started_at"], end)
 
 
 def segments(row: overview.Row, now: float) -> list[Segment]:
@@ -64,10 +70,13 @@ class TimeAxis:
 
     def __init__(self, spans: Iterable[tuple[float, float]]) -> None:
         busy = _merged(sorted(spans))
-        total = sum(end - start for start, end in busy) or 1.0
+        total = sum(end - start for start, end in busy)
         gaps = [after[0] - before[1] for before, after in itertools.pairwise(busy)]
         is_cut = [gap > max(IDLE_SECONDS, IDLE_SHARE * total) for gap in gaps]
-        narrow = total * min(BREAK_SHARE, BREAKS_SHARE / max(1, sum(is_cut)))
+        breaks = sum(is_cut)
+        shown = total + sum(gap for gap, cut in zip(gaps, is_cut, strict=True) if not cut) or 1.0
+        share = min(BREAK_SHARE, BREAKS_SHARE / max(1, breaks))
+        narrow = shown * share / (1 - share * breaks)
         self._moments: list[float] = []
         self._places: list[float] = []
         self.pauses: list[Pause] = []

@@ -35,6 +35,12 @@ THEMES = {
     """,
 }
 
+# What the panel keeps to itself and a test compares with Python's: page.inner.
+INNER = (
+    *("seconds", "money", "count", "plural", "size", "percent", "tokens", "clock"),
+    *("TimeAxis", "startOf", "endOf", "statusOf"),
+)
+
 # A widget model as anywidget hands it out, and the module as anywidget loads it. page.lose() ends its kernel
 # as Jupyter does: what is sent from then on throws.
 SET_UP = """async ({ source, traits }) => {
@@ -55,6 +61,7 @@ SET_UP = """async ({ source, traits }) => {
     };
     const widget = loaded.default();
     const page = window.page = {
+        inner: loaded,
         sent: [],
         hearers,
         mourners,
@@ -80,7 +87,15 @@ class PanelPage:
         problems: What went wrong in the page: errors and rejected promises.
     """
 
-    def __init__(self, page: Any, *, theme: str = "light", width: int = 800, is_wide: bool = False) -> None:
+    def __init__(
+        self,
+        page: Any,
+        *,
+        theme: str = "light",
+        width: int = 800,
+        is_wide: bool = False,
+        scope: str = "this kernel",
+    ) -> None:
         self.page = page
         self.requested: list[str] = []
         self.problems: list[str] = []
@@ -96,8 +111,9 @@ class PanelPage:
             f"<div id=output style='width: {width}px'></div></div></body></html>"
         )
         phases = {name: list(phase) for name, phase in overview.PHASES.items()}
-        traits = {"phases": phases, "scope": "this kernel", "is_wide": is_wide}
-        page.evaluate(SET_UP, {"source": LiveView._esm, "traits": traits})
+        traits = {"phases": phases, "scope": scope, "is_wide": is_wide}
+        source = f"{LiveView._esm}\nexport {{ {', '.join(INNER)} }};"
+        page.evaluate(SET_UP, {"source": source, "traits": traits})
 
     def feed(self, message: dict[str, Any]) -> None:
         """The kernel says this."""

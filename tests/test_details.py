@@ -61,9 +61,7 @@ async def run(code: str) -> None:
 
     def typed() -> None:
         with contextlib.suppress(nbllm.APIError):
-            answer = eval(code, {"nbllm": nbllm})
-            if hasattr(answer, "close"):
-                answer.close()
+            exec(code, {})
 
     await asyncio.to_thread(typed)
 
@@ -194,6 +192,8 @@ REQUESTS: dict[str, tuple[Any, ...]] = {
     "azure": ("acompletion", "azure/my deployment", "Hi", {"seed": 1}),
     "anthropic": ("acompletion", "anthropic/claude-x", CALLED, {"tools": TOOLS, "top_k": 3}),
     "gemini": ("acompletion", "gemini/gemini-x", CALLED, {"tools": TOOLS, "top_k": 3, "max_tokens": 9}),
+    "stream with usage": (*CHAT, "Hi", {"stream": True, "stream_options": {"include_usage": True}}),
+    "responses stream": ("aresponses", "Hi", "openai/gpt-x", {"stream": True}),
     "gemini stream": ("acompletion", "gemini/gemini-x", "Hi", {"stream": True}),
     "responses": ("aresponses", "Hi", "openai/gpt-x", {"instructions": "Be brief.", "max_output_tokens": 9}),
     "responses on chat": ("aresponses", "Hi", "groq/llama", {"max_output_tokens": 9}),
@@ -218,7 +218,10 @@ async def test_the_code_and_the_command_send_the_same_request_again(
     detail = await sent(server, verb, *args, **params, base_url=server.url("chat"))
     first = server.requests[0]
 
-    assert detail["code"].startswith(f"nbllm.{'completion' if 'on chat' in name else verb[1:]}(")
+    call = f"nbllm.{'completion' if 'on chat' in name else verb[1:]}("
+    is_looped = params.get("stream") and verb in ("acompletion", "aresponses")
+    begin = f"for {'chunk' if 'nbllm.completion' in call else 'event'} in {call}" if is_looped else call
+    assert detail["code"].startswith(f"import nbllm\n\n{begin}")
     assert KEY not in detail["code"]
     await run(detail["code"])
     assert len(server.requests) == 2
@@ -243,6 +246,36 @@ async def test_the_code_and_the_command_send_the_same_request_again(
     assert KEY not in (detail["curl"] or "")
 
 
+async def test_the_code_prints_a_stream_and_keeps_to_its_session(
+    demo: DemoServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NBLLM_DEMO_URL", demo.url)
+    ask = {"stream": True, "session_id": 'the "review"'}
+    for asking in (
+        nbllm.acompletion("demo/fast", "Hi", stream_options={"include_usage": True}, **ask),
+        nbllm.aresponses("Hi", "demo/fast", **ask),
+    ):
+        answer = await asking
+        assert [part async for part in answer]
+        detail = await asyncio.to_thread(lambda: detail_of(last_id()))
+        assert f"session_id={ask['session_id']!r}" in detail["code"]
+        await run(detail["code"])
+        assert capsys.readouterr().out == answer.text
+        assert [row["session_id"] for row in selection.request_rows()[-2:]] == [ask["session_id"]] * 2
+    with nbllm.session("plain"):
+        await nbllm.acompletion("demo/fast", "Hi")
+    assert 'session_id="plain"' in (await asyncio.to_thread(lambda: detail_of(last_id())))["code"]
+
+
+async def test_a_command_reads_as_it_runs(server: RawServer) -> None:
+    said = "\u202e#\u2066 a\u2028b\x9b2J\u200f \U0001f469\u200d\U0001f4bb"
+    detail = await sent(server, "acompletion", "m", said, base_url=server.url("chat"))
+    assert "\\u202e#\\u2066 a\\u2028b\\u009b2J\\u200f \U0001f469\u200d\U0001f4bb" in detail["curl"]
+    if shutil.which("curl") is not None:
+        await asyncio.to_thread(subprocess.run, ["sh", "-c", detail["curl"]], capture_output=True, timeout=30)
+        assert same(*server.requests)
+
+
 async def test_the_default_address_is_not_written_and_the_demo_needs_no_key(
     demo: DemoServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +283,7 @@ async def test_the_default_address_is_not_written_and_the_demo_needs_no_key(
     await nbllm.acompletion("demo/fast", "Hi", temperature=0)
     detail = await asyncio.to_thread(lambda: detail_of(last_id()))
     assert detail["code"] == (
+        "import nbllm\n\n"
         'nbllm.completion("demo/fast", messages=[{"role": "user", "content": "Hi"}], temperature=0)'
     )
     assert "Authorization" not in detail["curl"]
@@ -273,14 +307,14 @@ async def test_without_contents_the_code_says_so_and_there_is_no_command(server:
     nbllm.configure(content=False)
     detail = await sent(server, "acompletion", "m", "Hi", seed=1, base_url=server.url("chat"))
     assert (detail["messages"], detail["answer"], detail["content_kept"]) == ([], None, False)
-    assert detail["code"].startswith('nbllm.completion("openai/m", messages=..., seed=1, base_url="http')
+    assert 'nbllm.completion("openai/m", messages=..., seed=1, base_url="http' in detail["code"]
     assert detail["curl"] is None
 
 
 async def test_audio_is_not_kept(server: RawServer) -> None:
     audio = ("a.wav", b"RIFF\0\0\0\0WAVEfmt ")
     detail = await sent(server, "atranscription", "m", audio, language="en", base_url=server.url("chat"))
-    assert detail["code"].startswith('nbllm.transcription("openai/m", file=..., language="en", base_url=')
+    assert 'nbllm.transcription("openai/m", file=..., language="en", base_url=' in detail["code"]
     assert detail["curl"] is None
 
 

@@ -384,6 +384,21 @@ async def test_the_file_is_the_owners_alone_and_takes_the_place_of_the_old(
     assert sorted(tmp_path.iterdir()) == sorted([link, old, *tmp_path.glob("log")])
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes in its file system")
+async def test_a_file_takes_the_place_of_no_pipe(server: RawServer, tmp_path: Path) -> None:
+    await nbllm.acompletion("m", "Hi", base_url=server.url("chat"))
+    pipe, link = tmp_path / "pipe.csv", tmp_path / "link.csv"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(UsageProblem, match=f"{path} can't be written: it is no regular file"):
+            nbllm.export(path)
+    with pytest.raises(UsageProblem, match="can't be written: it is no regular file"):
+        commands.run(f"export {link.rename(tmp_path / 'link.json')}")
+    assert pipe.is_fifo()
+    assert sorted(one.name for one in tmp_path.iterdir() if one.name != "log") == ["link.json", "pipe.csv"]
+
+
 def test_what_breaks_off_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     path.write_text("old")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import nbllm
-from nbllm import masking, overview, tagging, tracing
+from nbllm import masking, overview, report_parts, tagging, tracing
 from nbllm.exceptions import UsageProblem
 from nbllm.overview import COLUMNS, changed, phases, sessions_of, spend, totals
 from nbllm.selection import Selection
@@ -198,6 +198,18 @@ def test_spend_is_by_model_or_session_with_the_dearest_first() -> None:
     ]  # fmt: skip
     assert [(name, one.requests, one.unpriced) for name, one in spend(rows, "session_id")] == [
         ("b", 3, 0), ("a", 1, 1),
+    ]  # fmt: skip
+
+
+def test_sessions_of_one_name_are_spent_by_their_owners() -> None:
+    owners = ("anna", "ben", "anna", None)
+    rows = [row(session_id="review", owner=owner, cost_usd=1.0 - at / 8) for at, owner in enumerate(owners)]
+    assert [(name, one.cost_usd) for name, one in spend(rows, "session_id")] == [
+        ("review (anna)", 1.75), ("review (ben)", 0.875), ("review", 0.625),
+    ]  # fmt: skip
+    assert [name for name, _ in spend(rows[:1], "session_id")] == ["review"]
+    assert [(one.name, one.requests) for one in report_parts.spending(rows, "session_id", 1)] == [
+        ("review (anna)", 2), ("2 others", 2),
     ]  # fmt: skip
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from random import Random
 from typing import Any
 
 import pytest
 
-from nbllm import overview
+from nbllm import overview, report_parts, units
+from nbllm.time_axis import TimeAxis, span
 from tests.panel_page import CHROMIUM, PanelPage, chromium, made_rows, rows_message, running
 
 pytestmark = pytest.mark.browser
@@ -141,7 +143,7 @@ def test_the_headline_tells_the_numbers_of_overview(panel: PanelPage, seed: int)
     expected = dataclasses.asdict(overview.totals(rows))
     found = numbers(panel)
     assert found == {name: pytest.approx(expected[name]) for name in found}
-    assert set(expected) - set(found) == {"duration_ms", "reused"}
+    assert set(expected) - set(found) == {"duration_ms"}
 
 
 def test_the_headline_of_nothing_knows_nothing(panel: PanelPage) -> None:
@@ -150,6 +152,28 @@ def test_the_headline_of_nothing_knows_nothing(panel: PanelPage) -> None:
     found = numbers(panel)
     assert found == {name: expected[name] for name in found}
     assert panel.texts(".nbllm-empty") == ["No requests yet."]
+
+
+def test_nothing_of_a_selection_says_what_was_looked_for(open_panel: Callable[..., PanelPage]) -> None:
+    panel = open_panel(scope="session review, errors")
+    panel.feed(rows_message([], now=1.0))
+    assert panel.texts(".nbllm-empty") == ["No request passes: session review, errors."]
+    panel.page.get_by_role("tab", name="Connections").click()
+    assert panel.texts(".nbllm-empty") == ["No connection passes: session review, errors."]
+
+
+@pytest.mark.parametrize("width", [700, 1200])
+def test_no_number_of_the_headline_is_cut(open_panel: Callable[..., PanelPage], width: int) -> None:
+    panel = open_panel(width=width)
+    rows = made_rows(900, seed=4)
+    for row in rows:
+        row["duration_ms"] = row["duration_ms"] and row["duration_ms"] * 100
+    show(panel, rows)
+    script = """tiles => tiles.filter(tile => {
+        const edge = tile.getBoundingClientRect().right;
+        return [...tile.querySelectorAll("span")].some(e => e.getBoundingClientRect().right > edge);
+    }).map(tile => tile.textContent)"""
+    assert panel.page.eval_on_selector_all(".nbllm-tile", script) == []
 
 
 def test_phases_and_names_are_those_of_overview(panel: PanelPage) -> None:
@@ -209,6 +233,202 @@ def test_the_tooltip_tells_exact_times_to_pointer_and_keyboard(panel: PanelPage)
     assert outer["x"] <= inner["x"]
     assert inner["x"] + inner["width"] <= outer["x"] + outer["width"]
     assert inner["y"] + inner["height"] <= outer["y"] + outer["height"]
+
+
+# -- the same in Python and in the browser ---------------------------------------------------------------
+
+UNKNOWN = units.UNKNOWN
+NAN, INFINITE = float("nan"), float("inf")
+NUMBERS: list[tuple[str, tuple[Any, ...], str]] = [
+    ("seconds", (None,), UNKNOWN),
+    ("seconds", (NAN,), UNKNOWN),
+    ("seconds", (INFINITE,), UNKNOWN),
+    ("seconds", (0,), "0 ms"),
+    ("seconds", (0.5,), "0 ms"),
+    ("seconds", (1.5,), "2 ms"),
+    ("seconds", (2.5,), "2 ms"),
+    ("seconds", (99.4999,), "99 ms"),
+    ("seconds", (99.5,), "0.1 s"),
+    ("seconds", (250,), "0.2 s"),
+    ("seconds", (350,), "0.3 s"),
+    ("seconds", (750,), "0.8 s"),
+    ("seconds", (663.9,), "0.7 s"),
+    ("seconds", (59_949,), "59.9 s"),
+    ("seconds", (59_950,), "1 min 0 s"),
+    ("seconds", (122_500,), "2 min 2 s"),
+    ("seconds", (123_500,), "2 min 4 s"),
+    ("seconds", (72_000_000,), "1,200 min 0 s"),
+    ("seconds", (-1800,), "-1.8 s"),
+    ("money", (None,), UNKNOWN),
+    ("money", (NAN,), UNKNOWN),
+    ("money", (0,), "free"),
+    ("money", (-0.5,), "-$0.50"),
+    ("money", (0.125,), "$0.12"),
+    ("money", (0.375,), "$0.38"),
+    ("money", (1.005,), "$1.00"),
+    ("money", (0.0011,), "$0.0011"),
+    ("money", (0.001,), "$0.0010"),
+    ("money", (0.1,), "$0.10"),
+    ("money", (1e-9,), "$0.0000000010"),
+    ("money", (3.3e-30,), "$0.0000000000000000000000000000033"),
+    ("money", (1234.5,), "$1,234.50"),
+    ("count", (None,), UNKNOWN),
+    ("count", (INFINITE,), UNKNOWN),
+    ("count", (0,), "0"),
+    ("count", (12_345,), "12,345"),
+    ("count", (-1234,), "-1,234"),
+    ("count", (412.5,), "412.5"),
+    ("count", (0.25,), "0.2"),
+    ("count", (0.75,), "0.8"),
+    ("count", (2**53,), "9,007,199,254,740,992"),
+    ("plural", (1, "request"), "1 request"),
+    ("plural", (0, "request"), "0 requests"),
+    ("plural", (12_345, "request"), "12,345 requests"),
+    ("size", (None,), UNKNOWN),
+    ("size", (0,), "0 B"),
+    ("size", (0.5,), "0 B"),
+    ("size", (999,), "999 B"),
+    ("size", (999.5,), "1.0 kB"),
+    ("size", (1250,), "1.2 kB"),
+    ("size", (1750,), "1.8 kB"),
+    ("size", (9949,), "9.9 kB"),
+    ("size", (9950,), "10 kB"),
+    ("size", (12_345,), "12 kB"),
+    ("size", (999_500,), "1.0 MB"),
+    ("size", (2e12,), "2.0 TB"),
+    ("size", (5e15,), "5,000 TB"),
+    ("size", (-1250,), "-1.2 kB"),
+    ("percent", (None,), UNKNOWN),
+    ("percent", (NAN,), UNKNOWN),
+    ("percent", (0.125,), "12 %"),
+    ("percent", (0.375,), "38 %"),
+    ("percent", (1,), "100 %"),
+    ("percent", (123.0,), "12300 %"),
+    ("percent", (-0.25,), "-25 %"),
+    ("tokens", (None, None), UNKNOWN),
+    ("tokens", (12, None), f"12→{UNKNOWN}"),
+    ("tokens", (None, 5), f"{UNKNOWN}→5"),
+    ("tokens", (412, 1096), "412→1,096"),
+    ("clock", (None,), UNKNOWN),
+]
+"""What is said of a number: the function, its arguments, the text."""
+
+
+def test_a_number_is_the_same_text_in_python_and_in_the_browser(panel: PanelPage) -> None:
+    expected = [text for _, _, text in NUMBERS]
+    assert [getattr(units, name)(*arguments) for name, arguments, _ in NUMBERS] == expected
+    call = "cases => cases.map(([name, values]) => page.inner[name](...values))"
+    assert panel.page.evaluate(call, [[name, list(values)] for name, values, _ in NUMBERS]) == expected
+
+    # How any half and what is beside it is rounded; a seed makes it the same each time.
+    random = Random(7)
+    values = [number / 8 * 10.0**power for number in range(1, 400, 3) for power in range(-4, 6)]
+    values += [random.uniform(-1, 1) * 10 ** random.uniform(-6, 9) for _ in range(1500)]
+    for name in ("seconds", "money", "count", "size", "percent"):
+        said = panel.page.evaluate("([name, all]) => all.map(one => page.inner[name](one))", [name, values])
+        assert said == [getattr(units, name)(value) for value in values]
+
+
+def test_a_clock_is_the_same_in_python_and_in_the_browser(panel: PanelPage) -> None:
+    for moment in (0.0, 1_790_000_000.0, 1_790_000_000.9996, 1_700_000_059.5):
+        assert panel.page.evaluate("at => page.inner.clock(at)", moment) == units.clock(moment)
+        day = panel.page.evaluate("at => page.inner.clock(at, true)", moment)
+        assert day == units.clock(moment, has_day=True)
+
+
+SPANS: list[tuple[list[tuple[float, float]], list[tuple[float, float]], list[tuple[float, float]]]] = [
+    ([], [(3.0, 0.0)], []),
+    ([(5.0, 5.0)], [(4.0, 0.0), (5.0, 0.0), (6.0, 0.0)], []),
+    ([(0.0, 4.0), (2.0, 6.0), (7.0, 10.0)], [(-5.0, 0.0), (5.0, 0.5), (6.5, 0.65), (20.0, 1.0)], []),
+    (
+        [(0.0, 4.0), (1000.0, 1006.0)],
+        [(4.0, 0.388), (502.0, 0.403), (1000.0, 0.418), (1e9, 1.0)],
+        [(996.0, 0.03)],
+    ),
+    ([(1000.0, 1006.0), (0.0, 4.0)], [(2.0, 0.194), (1003.0, 0.709)], [(996.0, 0.03)]),
+    (
+        [(0.0, 0.0), (100.0, 100.0), (200.0, 200.0)],
+        [(0.0, 0.0), (100.0, 0.5), (200.0, 1.0)],
+        [(100.0, 0.5)] * 2,
+    ),
+    ([(0.0, 0.0), (1.0, 1.0)], [(0.25, 0.25)], []),
+    (
+        [(0.0, 100.0), (102.5, 200.0)],
+        [(102.5, 0.5125)],
+        [],
+    ),  # longer than 2 s, less than 3 % of what was busy
+    (
+        [(0.0, 0.1), (2.0, 2.1), (5.1, 5.2)],
+        [(2.1, 0.97 * 2.1 / 2.2), (5.15, 1 - 0.97 * 0.05 / 2.2)],
+        [(3.0, 0.03)],
+    ),
+    (
+        [(60.0 * n, 60.0 * n + 1) for n in range(26)],
+        [(1.0, 0.75 / 26), (60.0, 0.75 / 26 + 0.01)],
+        [(59.0, 0.01)] * 25,
+    ),
+]
+"""Stretches of work, moments and their places on the axis, and the pauses that are cut with their widths."""
+
+
+def test_the_time_axis_is_the_same_in_python_and_in_the_browser(panel: PanelPage) -> None:
+    script = """([spans, moments]) => {
+        const axis = new page.inner.TimeAxis([], 0, spans);
+        return [moments.map(at => axis.x(at)), axis.gaps.map(gap => [gap.seconds, gap.width])];
+    }"""
+    for spans, placed, cut in SPANS:
+        moments, places = [at for at, _ in placed], [place for _, place in placed]
+        axis = TimeAxis(spans)
+        assert [axis.place(at) for at in moments] == pytest.approx(places)
+        pauses = [(pause.seconds, pause.end - pause.start) for pause in axis.pauses]
+        drawn_places, drawn_pauses = panel.page.evaluate(script, [spans, moments])
+        assert drawn_places == pytest.approx(places)
+        for found in (pauses, drawn_pauses):
+            assert [tuple(one) for one in found] == [pytest.approx(one) for one in cut]
+
+
+NOW = 1000.0
+ENDS: list[tuple[dict[str, Any], tuple[float, float]]] = [
+    ({"status": "ok", "duration_ms": 500.0}, (100.0, 100.5)),
+    ({"status": "ok", "duration_ms": 500.0, "queued_ms": 250.0}, (99.75, 100.5)),
+    ({"status": None}, (100.0, NOW)),
+    ({"status": None, "started_at": NOW + 5}, (NOW + 5, NOW + 5)),  # by a clock that is ahead
+    ({"status": "incomplete"}, (100.0, 100.0)),
+    ({"status": "incomplete", "ended_at": 103.0}, (100.0, 103.0)),
+    ({"status": "incomplete", "queued_ms": 250.0, "wait_ms": 1000.0}, (99.75, 101.0)),
+    ({"status": "incomplete", "wait_ms": 1000.0, "ended_at": 100.5}, (100.0, 101.0)),
+]
+"""What is known of a request, and when it began to wait and ended: the last ones' kernel died."""
+
+
+def test_a_request_begins_and_ends_at_the_same_time_in_python_and_in_the_browser(panel: PanelPage) -> None:
+    for values, expected in ENDS:
+        row = {**dict.fromkeys(overview.COLUMNS), "started_at": 100.0, **values}
+        assert span(row, NOW) == pytest.approx(expected)
+        script = "([row, now]) => [page.inner.startOf(row), page.inner.endOf(row, now)]"
+        assert panel.page.evaluate(script, [row, NOW]) == pytest.approx(list(expected))
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind", "said"),
+    [
+        ("ok", 200, None, "ok"),
+        (None, None, None, "running"),
+        ("error", 429, "RateLimitError", "429 RateLimitError"),
+        ("error", 429, None, "429"),
+        ("error", 201, None, "error"),
+        ("error", 201, "APIResponseError", "APIResponseError"),
+        ("error", None, None, "error"),
+        ("cancelled", 200, None, "cancelled"),
+        ("incomplete", None, None, "incomplete"),
+    ],
+)
+def test_how_it_ended_is_said_as_in_the_report(
+    panel: PanelPage, status: str | None, code: int | None, kind: str | None, said: str
+) -> None:
+    row = {**dict.fromkeys(overview.COLUMNS), "status": status, "http_status": code, "error_type": kind}
+    assert report_parts.status(row) == said
+    assert panel.page.evaluate("row => page.inner.statusOf(row)", row) == said
 
 
 # -- what stays --------------------------------------------------------------------------------------------
@@ -308,8 +528,18 @@ def test_views_of_one_widget_share_filter_and_rows(panel: PanelPage) -> None:
 def test_text_is_looked_for_in_rows_here_and_in_what_was_said_by_the_kernel(panel: PanelPage) -> None:
     rows = small(6)
     rows[4].update(status="error", error_type="RateLimitError", http_status=429, error_message="too MANY")
+    rows[3]["connection_id"] = "k1-n7"
     show(panel, rows)
-    cases = (("ALPHA", 3), ("prompt 3", 1), ("many", 1), ("429", 1), ("r5", 1), ("[2]", 1), ("nowhere", 0))
+    cases = (
+        ("ALPHA", 3),
+        ("prompt 3", 1),
+        ("many", 1),
+        ("429", 1),
+        ("r5", 1),
+        ("[2]", 1),
+        ("n7", 1),
+        ("nowhere", 0),
+    )
     for text, count in cases:
         type_filter(panel, text)
         assert len(panel.texts(REQUESTS)) == count

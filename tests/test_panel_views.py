@@ -149,6 +149,34 @@ def test_bars_stand_where_the_time_axis_says(panel: PanelPage) -> None:
         assert box["width"] / track["width"] == pytest.approx((end - start) / 1.4, abs=0.01)
 
 
+def test_the_sign_of_the_last_failure_has_room_and_nothing_scrolls_sideways(panel: PanelPage) -> None:
+    rows, connections = two_lanes()
+    failed = {"status": "error", "error_type": "RateLimitError", "http_status": 429}
+    show(panel, [*rows, request(4, 1.4, **failed)], connections)  # it begins as the third ends
+    open_tab(panel, "Connections")
+    room = "e => [e.scrollWidth, e.clientWidth]"
+    content, seen = panel.page.eval_on_selector(".nbllm-lanes-scroll", room)
+    assert content == seen
+    scroller = panel.page.locator(".nbllm-lanes-scroll").bounding_box()
+    last = bar_of(panel, 4).bounding_box()
+    sign = bar_of(panel, 4).evaluate("e => parseFloat(getComputedStyle(e, '::after').width)")
+    assert last["x"] + last["width"] + sign <= scroller["x"] + scroller["width"]
+    between = bar_of(panel, 3).evaluate("e => getComputedStyle(e).borderRightWidth")
+    assert between == "1px"
+
+
+def test_a_server_that_is_its_own_address_is_told_once(panel: PanelPage) -> None:
+    rows, connections = two_lanes()
+    connections[0]["peer"] = "api.example:443"
+    connections[1]["peer"] = "192.0.2.7:443"
+    show(panel, rows, connections)
+    open_tab(panel, "Connections")
+    panel.page.locator(".nbllm-lane-name", has_text="n1").hover()
+    assert tip(panel).count("api.example:443") == 1
+    panel.page.locator(".nbllm-lane-name", has_text="n2").hover()
+    assert "api.example:443 · 192.0.2.7:443" in tip(panel)
+
+
 def test_pointer_and_focus_tell_of_request_and_connection(panel: PanelPage) -> None:
     show_lanes(panel)
     bar_of(panel, 3).hover()

@@ -377,7 +377,29 @@ async def test_text_fits_the_terminal(columns: int, server: RawServer, monkeypat
     assert max(map(len, text.splitlines())) <= columns
     assert "$0.0021" in text
     assert "RateLimitError" in text
-    assert text.count("session") == 1
+    blocks = text.split("\n\n")
+    assert [block.split()[0] for block in blocks] == ["session"] * len(blocks)
+    assert (len(blocks) > 1) is (columns < 200)
+
+
+def test_no_column_stands_without_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    frame = made(session_id=["one", "two"], requests=[5, 12_345], errors=[0, 1], input_tokens=[400, 10_000])
+    assert str(nbllm.styled(frame)).splitlines() == [
+        "session  requests",
+        "one             5",
+        "two        12,345",
+        "",
+        "session  errors",
+        "one           0",
+        "two           1",
+        "",
+        "session  tokens in",
+        "one            400",
+        "two         10,000",
+    ]
+    monkeypatch.setenv("COLUMNS", "12")  # too narrow for two
+    assert str(nbllm.styled(frame)).splitlines()[4:7] == ["requests", "       5", "  12,345"]
 
 
 @pytest.mark.browser

@@ -120,7 +120,7 @@ function drawerHead(store, actions) {
     numbers.textContent = joined(
       row.duration_ms !== null && seconds(row.duration_ms),
       row.ttft_ms !== null && `first ${seconds(row.ttft_ms)}`,
-      (row.input_tokens ?? row.output_tokens) !== null && tokens(row.input_tokens, row.output_tokens),
+      (row.input_tokens ?? row.output_tokens) !== null && `${tokens(row.input_tokens, row.output_tokens)} tok`,
       row.cost_usd !== null && money(row.cost_usd),
     );
     previous.disabled = rows.length === 0 || rows[0].request_id === row.request_id;
@@ -192,7 +192,7 @@ function conversationOf(row, known) {
   const nodes = messages.slice(-RECENT_MESSAGES);
   const earlier = messages.slice(0, -RECENT_MESSAGES);
   if (earlier.length) {
-    const more = button(`Show ${count(earlier.length)} earlier messages`, () => more.replaceWith(...earlier));
+    const more = button(`Show ${plural(earlier.length, "earlier message")}`, () => more.replaceWith(...earlier));
     more.classList.add("nbllm-drawer-more");
     nodes.unshift(more);
   }
@@ -306,8 +306,8 @@ function usageOf(row) {
       ["Input", tokensOf(row.input_tokens, row.cache_read_tokens, "cached")],
       ["Output", tokensOf(row.output_tokens, row.reasoning_tokens, "reasoning")],
       ["Cost", row.cost_usd === null ? unpriced : joined(money(row.cost_usd), source)],
-      ["Sent", row.bytes_sent === null ? null : bytes(row.bytes_sent)],
-      ["Received", row.bytes_received === null ? null : bytes(row.bytes_received)],
+      ["Sent", size(row.bytes_sent)],
+      ["Received", size(row.bytes_received)],
       ["Chunks", row.chunks === null ? null : count(row.chunks)],
       ["Finish", row.finish_reason],
       ["Answered by", row.response_model === row.request_model ? undefined : row.response_model],
@@ -321,7 +321,7 @@ function connectionOf(row, { connection }) {
     ["Connection", row.connection_id],
     ["Use", usedOf(row)],
     ["Idle before", row.connection_reused ? seconds(row.connection_idle_ms) : undefined],
-    ["Server", joined(`${row.server_address ?? "–"}:${row.server_port ?? "–"}`, connection?.peer)],
+    ["Server", serverOf(`${row.server_address ?? UNKNOWN}:${row.server_port ?? UNKNOWN}`, connection)],
   ];
   if (connection !== null) {
     pairs.push(
@@ -387,10 +387,6 @@ function note(text) {
   return element("p", "nbllm-drawer-note", text);
 }
 
-function joined(...parts) {
-  return parts.filter(Boolean).join(" · ");
-}
-
 /** Pairs of name and value; null is unknown, undefined does not apply. */
 function facts(pairs) {
   const list = element("dl", "nbllm-facts");
@@ -399,19 +395,6 @@ function facts(pairs) {
     list.append(element("dt", "", name), element("dd", "", String(value ?? UNKNOWN)));
   }
   return list;
-}
-
-/** How a request came by its connection. */
-function usedOf(row) {
-  if (row.connection_reused === null) return null;
-  if (row.connection_reused) return "reused";
-  const idle = row.connection_idle_ms;
-  return joined("new", row.connection_reason, idle !== null && `the one before was idle for ${seconds(idle)}`);
-}
-
-function closedOf(connection) {
-  const { closed_at, close_reason } = connection;
-  return closed_at === null ? "still open" : joined(clock(closed_at), close_reason);
 }
 
 /** JSON, indented; what is none stays as it is. */
@@ -431,8 +414,8 @@ function preformatted(text, className) {
   const pre = element("pre", className, begin);
   if (begin.length === whole.length) return pre;
   const isHigh = lines.length > FOLDED_LINES;
-  const size = isHigh ? `${count(lines.length)} lines` : `${count(whole.length)} characters`;
-  const more = button(`Show all ${size}`, () => {
+  const length = isHigh ? `${count(lines.length)} lines` : `${count(whole.length)} characters`;
+  const more = button(`Show all ${length}`, () => {
     pre.textContent = whole;
     more.remove();
   });

@@ -94,12 +94,6 @@ function toolbarView(store, tabs, choose, isWide) {
   return { element: bar, search: text.input, tabId: list.id, update, show, dispose: text.dispose };
 }
 
-function button(label, act) {
-  const made = element("button", "nbllm-button", label, { type: "button" });
-  made.addEventListener("click", act);
-  return made;
-}
-
 /** Tabs, of which one can be reached by Tab and the others from it by arrow keys. */
 function tabList(tabs, choose) {
   const list = element("div", "nbllm-tabs", null, { role: "tablist", "aria-label": "Views" });
@@ -138,7 +132,7 @@ function searchBox(store) {
   const input = element("input", "nbllm-input", null, {
     type: "search",
     placeholder: "Filter  ( / )",
-    "aria-label": "Filter by session, model, cell, text, error or request id",
+    "aria-label": "Filter by session, model, cell, text, error, connection or request id",
     spellcheck: "false",
   });
   const note = element("span", "nbllm-search-note", null, { role: "status" });

@@ -5,7 +5,6 @@
  * Only the lanes in view are in the page. Tab reaches one lane or request, arrow keys go on from there.
  */
 
-const LANE_HEIGHT = 24; // as in lanes.css
 const LANES_BEYOND = 4; // painted above and below what is seen
 const NARROW_PX = 3; // requests that begin closer together share a bar
 const TICK_PX = 90;
@@ -75,9 +74,9 @@ class Lanes {
     this.#flight = flightOf(rows, now);
     this.summary.hidden = this.#scroller.hidden = lanes.length === 0;
     this.#empty.hidden = lanes.length > 0;
-    setText(this.#empty, store.isFiltered ? "No connection passes the filter." : "No connections yet.");
+    setText(this.#empty, store.whyEmpty("connection"));
     setText(this.#told, summaryOf(store, lanes, now));
-    this.#body.style.height = `${this.#lines.length * LANE_HEIGHT}px`;
+    this.#body.style.height = `${this.#lines.length * ROW_HEIGHT}px`;
     this.#body.setAttribute("aria-rowcount", this.#lines.length);
     this.#draw();
   }
@@ -94,9 +93,9 @@ class Lanes {
     this.#frame = 0;
     if (!this.#scroller.clientHeight) return;
     const now = this.#store.now();
-    const first = Math.floor(this.#scroller.scrollTop / LANE_HEIGHT);
+    const first = Math.floor(this.#scroller.scrollTop / ROW_HEIGHT);
     const room = this.#scroller.clientHeight - this.#head.element.offsetHeight;
-    const last = first + Math.ceil(room / LANE_HEIGHT) + 1;
+    const last = first + Math.ceil(room / ROW_HEIGHT) + 1;
     const seen = this.#lines.slice(first, last).filter((line) => line.lane);
     const rows = seen.flatMap((line) => line.lane.uses);
     const axis = new TimeAxis(rows.length ? rows : seen.map((line) => openTimeOf(line.lane)), now);
@@ -116,7 +115,7 @@ class Lanes {
       const made = before.get(line.key) ?? (line.lane ? newLane() : newHost());
       before.delete(line.key);
       this.#drawn.set(line.key, made);
-      made.line.style.top = `${line.index * LANE_HEIGHT}px`;
+      made.line.style.top = `${line.index * ROW_HEIGHT}px`;
       made.line.setAttribute("aria-rowindex", line.index + 1);
       if (line.lane) drawLane(made, line, { axis, now, width, store: this.#store, meanings: this.#meanings });
       else drawHost(made, line);
@@ -160,8 +159,8 @@ class Lanes {
 
   /** Go to a lane's label, or to the bar that `pick` chooses of its items. */
   #go(line, pick = (items) => items[0]) {
-    const top = line.index * LANE_HEIGHT;
-    const room = this.#scroller.clientHeight - this.#head.element.offsetHeight - LANE_HEIGHT;
+    const top = line.index * ROW_HEIGHT;
+    const room = this.#scroller.clientHeight - this.#head.element.offsetHeight - ROW_HEIGHT;
     const { scrollTop } = this.#scroller;
     this.#scroller.scrollTop = Math.max(top - room, Math.min(top, scrollTop));
     this.#place = { key: line.key, id: null };
@@ -175,7 +174,7 @@ class Lanes {
     const from = this.#meanings.get(event.target);
     if (!from || event.ctrlKey || event.metaKey || event.altKey) return;
     const at = this.#itemsOf(from.line.key).indexOf(event.target);
-    const page = Math.max(1, Math.floor(this.#scroller.clientHeight / LANE_HEIGHT) - 3);
+    const page = Math.max(1, Math.floor(this.#scroller.clientHeight / ROW_HEIGHT) - 3);
     const inRange = (items, index) => items[Math.max(0, Math.min(items.length - 1, index))];
     const along = (index) => this.#go(from.line, (items) => inRange(items, index));
     const moves = {
@@ -322,9 +321,9 @@ function summaryOf(store, lanes, now) {
   const [open, used] = [0, 1].map((i) => sum(lanes.map((lane) => timesOfLane(lane, now)[i])));
   const homeless = store.shown().filter((row) => row.connection_id === null && row.status !== null).length;
   return joined(
-    `${counted(lanes.length, "connection")} to ${counted(hosts, "server")}`,
+    `${plural(lanes.length, "connection")} to ${plural(hosts, "server")}`,
     open > 0 && `idle ${percent(Math.max(0, 1 - used / open))} of the time open`,
-    homeless > 0 && `${counted(homeless, "request")} without a connection`,
+    homeless > 0 && `${plural(homeless, "request")} without a connection`,
   );
 }
 
@@ -333,10 +332,6 @@ function timesOfLane({ connection, all }, now) {
   const opened = Math.min(connection.opened_at, ...all.slice(0, 1).map(usedFrom));
   const used = sum(all.map((row) => Math.max(0, endOf(row, now) - usedFrom(row))));
   return [Math.max(used, (connection.closed_at ?? now) - opened), used];
-}
-
-function counted(n, noun) {
-  return `${count(n)} ${noun}${n === 1 ? "" : "s"}`;
 }
 
 /** Bars of a lane, {id, from, to, rows}; requests too narrow to be told apart share one. */
@@ -418,7 +413,7 @@ function drawHost({ name, about }, { host, lanes }) {
   const reused = known.filter((row) => row.connection_reused).length;
   const share = known.length > 0 && `${percent(reused / known.length)} reused`;
   setText(name, host);
-  setText(about, joined(counted(lanes.length, "connection"), counted(rows.length, "request"), share));
+  setText(about, joined(plural(lanes.length, "connection"), plural(rows.length, "request"), share));
 }
 
 function newLane() {
@@ -467,7 +462,7 @@ function drawBar(drawn, bar, store, axis) {
   drawn.dataset.request = bar.id;
   drawn.dataset.status = shown.status ?? "running";
   drawn.setAttribute("aria-selected", rows.some((row) => row.request_id === store.selected));
-  drawn.setAttribute("aria-label", rows.length > 1 ? counted(rows.length, "request") : single);
+  drawn.setAttribute("aria-label", rows.length > 1 ? plural(rows.length, "request") : single);
   drawn.replaceChildren(...(bar.to > bar.from ? handshakePieces(bar, store.phases, axis) : []));
 }
 
@@ -522,7 +517,7 @@ function toldOfConnection(lane, life, now) {
   const { connection } = lane;
   const [open, used] = timesOfLane(lane, now);
   return toldPairs(lane.key, [
-    ["Server", joined(lane.host, connection.peer)],
+    ["Server", serverOf(lane.host, connection)],
     ["TLS", connection.tls_version ?? "none"],
     ...life,
     ["Requests", usesOf(lane)],

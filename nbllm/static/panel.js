@@ -12,7 +12,7 @@ function nbllmWidget() {
   let store = null;
 
   function initialize({ model }) {
-    store = new Store((message) => model.send(message), model.get("phases"));
+    store = new Store((message) => model.send(message), model.get("phases"), model.get("scope"));
     const hear = (message, buffers) => store.receive(message.kind === "packed" ? unpacked(buffers[0]) : message);
     model.on("msg:custom", hear);
     const lose = () => store.lose();
@@ -25,7 +25,7 @@ function nbllmWidget() {
   }
 
   function render({ model, el }) {
-    const panel = new Panel(store, { scope: model.get("scope") ?? "", isWide: model.get("is_wide") ?? false });
+    const panel = new Panel(store, model.get("is_wide") ?? false);
     el.append(panel.element);
     panel.update();
     return () => panel.dispose();
@@ -49,9 +49,10 @@ class Panel {
   #noteTimer = 0;
   #disposals = [];
 
-  constructor(store, { scope, isWide }) {
+  constructor(store, isWide) {
     this.#store = store;
     const { element: root } = this;
+    root.style.setProperty("--nbllm-row", `${ROW_HEIGHT}px`);
     this.headline = headlineView(store);
     this.toolbar = toolbarView(store, TABS, (tab) => this.show(tab), isWide);
     this.views = Object.fromEntries(Object.entries(VIEWS).map(([name, make]) => [name, make(store)]));
@@ -63,7 +64,7 @@ class Panel {
     this.foot = element("div", "nbllm-foot");
     this.legend = legendOf(store.phases);
     this.note = element("span", "nbllm-panel-note", null, { role: "status" });
-    this.foot.append(this.legend, this.note, element("span", "nbllm-scope", scope));
+    this.foot.append(this.legend, this.note, element("span", "nbllm-scope", store.scope));
     root.append(this.headline.element, this.toolbar.element, this.waiting, this.main, this.foot, resizer(root));
     this.#listen();
     this.show("requests");
@@ -148,7 +149,7 @@ class Panel {
     this.main.hidden = !isLive;
     const parts = [
       isClosed ? "no longer updated: it was closed" : isLost ? "no longer updated: its kernel has ended" : "",
-      leftOut ? `${count(leftOut)} older request${leftOut === 1 ? "" : "s"} left out` : "",
+      leftOut ? `${plural(leftOut, "older request")} left out` : "",
     ];
     this.state = parts.filter(Boolean).join(" · ");
     if (!this.#noteTimer) setText(this.note, this.state);

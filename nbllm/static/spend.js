@@ -42,7 +42,7 @@ function spendView(store) {
   const tip = new Tooltip();
   const chart = spendChart(tip);
   const table = element("table", "nbllm-spend-table");
-  const empty = element("div", "nbllm-empty", "No requests to show.");
+  const empty = element("div", "nbllm-empty");
   view.append(bar, chart.element, table, empty, tip.element);
 
   function update() {
@@ -53,6 +53,7 @@ function spendView(store) {
     divisionChoice.update();
     for (const part of [chart.element, table, caption, missing]) part.hidden = rows.length === 0;
     empty.hidden = rows.length > 0;
+    setText(empty, store.whyEmpty("request"));
     if (rows.length === 0) return;
     const groups = spendGroups(rows, division.of, metric);
     colourGroups(groups, colours[chosen.division]);
@@ -272,7 +273,7 @@ function fillColumn(column, cell, top) {
   column.element.replaceChildren(...pieces);
   column.told = () => toldOf(cell);
   const values = cell.parts.map((part) => `${part.group.label} ${cell.metric.text(part.value)}`);
-  const unpriced = cell.unpriced > 0 ? `${cell.unpriced} unpriced` : null;
+  const unpriced = cell.unpriced > 0 && `${count(cell.unpriced)} unpriced`;
   column.element.setAttribute("aria-label", `${cell.label}: ${joined(...values, unpriced) || "nothing"}`);
 }
 

@@ -6,6 +6,7 @@
 
 const MOST_REQUESTS = 10_000;
 const MOST_DETAILS = 50; // kept; each may be large
+const THIS_KERNEL = "this kernel"; // what nbllm/selection.py says where nothing is selected
 
 // -- one request ----------------------------------------------------------------------------------------
 
@@ -34,11 +35,12 @@ function startOf(row) {
   return row.started_at - (row.queued_ms ?? 0) / 1000;
 }
 
-/** When it ended, or now. */
+/** When it ended, as `span` in nbllm/time_axis.py: now while it runs; where nobody saw it end, with its phases. */
 function endOf(row, now) {
   if (row.status === null) return Math.max(now, row.started_at);
-  if (row.duration_ms !== null) return row.started_at + row.duration_ms / 1000;
-  return Math.max(row.ended_at ?? 0, startOf(row) + sum(phasesOf(row).map(([, ms]) => ms)) / 1000);
+  if (row.duration_ms !== null) return row.started_at + Math.max(0, row.duration_ms) / 1000;
+  const known = startOf(row) + sum(phasesOf(row).map(([, ms]) => ms)) / 1000;
+  return Math.max(row.started_at, row.ended_at ?? 0, known);
 }
 
 /** The model as one types it; what was asked for, where no model is known. */
@@ -51,10 +53,29 @@ function cellOf(row) {
   return row.execution_count === null ? row.cell_id || UNKNOWN : `[${row.execution_count}]`;
 }
 
-/** In words: "running", "ok", "429 RateLimitError", "cancelled". */
+/** In words, as `status` in nbllm/report_parts.py: "running", "ok", "429 RateLimitError", "cancelled". */
 function statusOf(row) {
-  if (row.status !== "error") return row.status ?? "running";
-  return [row.http_status === 200 ? null : row.http_status, row.error_type ?? "error"].filter(Boolean).join(" ");
+  const isRefused = row.status === "error" && row.http_status >= 400;
+  const word = isRefused ? String(row.http_status) : row.status ?? "running";
+  return row.error_type ? `${word} ${row.error_type}`.replace(/^error /, "") : word;
+}
+
+/** How a request came by its connection. */
+function usedOf(row) {
+  if (row.connection_reused === null) return null;
+  if (row.connection_reused) return "reused";
+  const idle = row.connection_idle_ms;
+  return joined("new", row.connection_reason, idle !== null && `the one before was idle for ${seconds(idle)}`);
+}
+
+function closedOf(connection) {
+  const { closed_at, close_reason } = connection;
+  return closed_at === null ? "still open" : joined(clock(closed_at), close_reason);
+}
+
+/** A server's name and port, and its address where that is another. */
+function serverOf(host, connection) {
+  return joined(host, connection?.peer !== host && connection?.peer);
 }
 
 // -- several --------------------------------------------------------------------------------------------
@@ -207,9 +228,10 @@ class Store {
   #changes = new Set(); // to be told in the next frame
   #frame = 0;
 
-  /** `send` passes a message to the kernel; `phases` as the widget's trait. */
-  constructor(send, phases) {
+  /** `send` passes a message to the kernel; `phases` and `scope` as the widget's traits. */
+  constructor(send, phases, scope) {
     this.#send = send;
+    this.scope = scope || THIS_KERNEL;
     for (const [name, [label, colour, meaning]] of Object.entries(phases ?? {})) {
       this.phases[name] = { label, colour, meaning };
     }
@@ -340,6 +362,12 @@ class Store {
     return Object.values(this.filter).some((value) => value !== "");
   }
 
+  /** Why there is nothing of a kind to show. */
+  whyEmpty(noun) {
+    if (this.isFiltered) return `No ${noun} passes the filter.`;
+    return this.scope === THIS_KERNEL ? `No ${noun}s yet.` : `No ${noun} passes: ${this.scope}.`;
+  }
+
   #passes(row) {
     const { text, model, status, cell, session } = this.filter;
     return (
@@ -359,7 +387,7 @@ class Store {
     let text = this.#haystacks.get(row);
     if (text === undefined) {
       const parts = [row.session_id, modelOf(row), cellOf(row), row.prompt, statusOf(row), row.error_message];
-      text = [...parts, row.request_id].filter(Boolean).join("\n").toLowerCase();
+      text = [...parts, row.request_id, row.connection_id].filter(Boolean).join("\n").toLowerCase();
       this.#haystacks.set(row, text);
     }
     return text;

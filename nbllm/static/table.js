@@ -2,7 +2,6 @@
  * The requests, grouped by session, as a table with a waterfall; only the rows in view are in the page.
  */
 
-const ROW_HEIGHT = 24; // pixels; panel.css has the same
 const HEADER_HEIGHT = 36;
 const SPARE_ROWS = 4; // drawn above and below the view
 const TICK_WIDTH = 56;
@@ -65,7 +64,7 @@ function requestTexts(row, now) {
     prompt: row.prompt ?? (row.operation === "chat" ? "" : row.operation ?? ""),
     model: modelOf(row),
     status: statusOf(row),
-    tokens: arrow(row),
+    tokens: tokens(row.input_tokens, row.output_tokens, compact),
     cost: money(row.cost_usd),
     time: seconds(row.status === null ? (now - row.started_at) * 1000 : row.duration_ms),
     first: seconds(row.ttft_ms),
@@ -76,22 +75,17 @@ function requestTexts(row, now) {
 /** The texts of a session's cells. */
 function groupTexts({ name, owner, totals }, hasOwners) {
   const { requests, errors, running } = totals;
-  const counted = `${count(requests)} request${requests === 1 ? "" : "s"}`;
-  const states = [errors && `${count(errors)} error${errors === 1 ? "" : "s"}`, running && `${count(running)} running`];
+  const states = [errors && plural(errors, "error"), running && `${count(running)} running`];
   return {
     session: name ?? UNKNOWN,
-    about: hasOwners && owner ? `${counted} · ${owner}` : counted,
+    about: joined(plural(requests, "request"), hasOwners && owner),
     status: states.filter(Boolean).join(", "),
-    tokens: arrow(totals),
+    tokens: tokens(totals.input_tokens, totals.output_tokens, compact),
     cost: money(totals.cost_usd),
-    time: totals.duration_ms === null ? UNKNOWN : rounded(totals.duration_ms / 1000), // may be hours
+    time: seconds(totals.duration_ms),
     first: seconds(totals.ttft_p50_ms),
     connection: totals.reuse_ratio === null ? "" : percent(totals.reuse_ratio),
   };
-}
-
-function arrow({ input_tokens: input, output_tokens: output }) {
-  return input === null && output === null ? UNKNOWN : `${compact(input)}→${compact(output)}`;
 }
 
 /** The element of a line, and the elements in it by the names of its texts. */
@@ -182,7 +176,7 @@ function requestTip(row, store) {
   if (row.ttft_ms !== null) line("first content after", row.ttft_ms);
   const opened = ["new connection", row.connection_reason].filter(Boolean).join(": ");
   const connection = { true: "connection reused", false: opened }[row.connection_reused];
-  const notes = [`began ${moment(row.started_at)}`, connection, row.error_message];
+  const notes = [`began ${clock(row.started_at, true)}`, connection, row.error_message];
   return [heading, times, ...notes.filter(Boolean).map((note) => element("div", "nbllm-tip-note", note))];
 }
 
@@ -191,7 +185,7 @@ function groupTip(group, now) {
   const { name, totals } = group;
   const spans = group.spans(now);
   const notes = [
-    `${moment(spans[0][0])} to ${clock(spans.at(-1)[1])}`,
+    `${clock(spans[0][0], true)} to ${clock(spans.at(-1)[1])}`,
     `time p50 ${seconds(totals.duration_p50_ms)} · p95 ${seconds(totals.duration_p95_ms)}`,
     `${count(totals.connections_opened)} connections opened · ${percent(totals.reuse_ratio)} reused`,
   ];
@@ -275,7 +269,7 @@ class RequestTable {
     this.#makeLines();
     this.#grid.setAttribute("aria-rowcount", this.#lines.length + 1);
     this.#empty.hidden = this.#lines.length > 0;
-    setText(this.#empty, this.#store.isFiltered ? "No request passes the filter." : "No requests yet.");
+    setText(this.#empty, this.#store.whyEmpty("request"));
     this.#follow(anchor);
     this.#takeSelection();
     this.#draw();

@@ -5,6 +5,7 @@
  */
 
 const UNKNOWN = "–";
+const ROW_HEIGHT = 24; // pixels, of a request as of a lane; the style sheets have it as --nbllm-row
 const WHOLE = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
 const COMPACT = new Intl.NumberFormat("en-US", { notation: "compact", maximumSignificantDigits: 3 });
 
@@ -16,6 +17,12 @@ function element(tag, className, text, attributes) {
   if (className) made.className = className;
   if (text !== undefined && text !== null) made.textContent = text;
   for (const [name, value] of Object.entries(attributes ?? {})) made.setAttribute(name, value);
+  return made;
+}
+
+function button(label, act) {
+  const made = element("button", "nbllm-button", label, { type: "button" });
+  made.addEventListener("click", act);
   return made;
 }
 
@@ -33,74 +40,93 @@ function newId(name) {
 }
 
 // -- numbers --------------------------------------------------------------------------------------------
+// Those of nbllm/units.py, and a test holds both to one table; `exactly` and `compact` are the panel's own.
 
-/** Milliseconds as in the footers: "85 ms", "1.8 s", "2 min 3 s". */
+/** So many decimals with commas, rounded as Python does: the half, if it is one exactly, to the even digit. */
+function fixed(value, decimals) {
+  let text = Math.abs(value).toFixed(decimals); // rounds the half up
+  const exact = Math.abs(value).toFixed(100); // no half that these decimals can have is longer
+  const beyond = exact.slice(exact.indexOf(".") + 1 + decimals);
+  const isHalf = /^50*$/.test(beyond) && Math.abs(value) < 2 ** 53;
+  if (isHalf && "13579".includes(text.at(-1))) text = exact.slice(0, exact.length - beyond.length).replace(/\.$/, "");
+  const [whole, rest] = text.split(".");
+  const sign = value < 0 || Object.is(value, -0) ? "-" : "";
+  return sign + WHOLE.format(whole) + (rest ? `.${rest}` : "");
+}
+
+/** A time in milliseconds: "85 ms", "1.8 s", "2 min 3 s". */
 function seconds(ms) {
-  if (ms === null || ms === undefined) return UNKNOWN;
-  if (ms < 99.5) return `${ms.toFixed(0)} ms`;
-  if (ms < 59_950) return `${(ms / 1000).toFixed(1)} s`;
-  const whole = Math.round(ms / 1000);
-  return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  if (!Number.isFinite(ms)) return UNKNOWN;
+  if (ms < 0) return `-${seconds(-ms)}`;
+  if (ms < 99.5) return `${fixed(ms, 0)} ms`;
+  if (ms < 59_950) return `${fixed(ms / 1e3, 1)} s`;
+  const whole = Number(fixed(ms / 1e3, 0).replaceAll(",", ""));
+  return `${fixed(Math.floor(whole / 60), 0)} min ${whole % 60} s`;
 }
 
 /** Milliseconds with a tenth: "1,234.5 ms". */
 function exactly(ms) {
-  if (ms === null || ms === undefined) return UNKNOWN;
-  const [whole, tenth] = ms.toFixed(1).split(".");
-  return `${WHOLE.format(whole)}.${tenth} ms`;
+  return Number.isFinite(ms) ? `${fixed(ms, 1)} ms` : UNKNOWN;
 }
 
-/** US dollars: two digits that count, at least cents; "free" is a known 0. */
+/** US dollars: "free", "$0.0011", "$1.20"; two digits that count, at least cents. */
 function money(usd) {
-  if (usd === null || usd === undefined || !(usd >= 0)) return UNKNOWN;
+  if (!Number.isFinite(usd)) return UNKNOWN;
   if (usd === 0) return "free";
-  const decimals = Math.min(20, Math.max(2, 1 - Math.floor(Math.log10(usd))));
-  const [whole, cents] = usd.toFixed(decimals).split(".");
-  return `$${WHOLE.format(whole)}.${cents}`;
+  const decimals = Math.max(2, 1 - Math.floor(Math.log10(Math.abs(usd))));
+  return `${usd < 0 ? "-" : ""}$${fixed(Math.abs(usd), Math.min(100, decimals))}`;
 }
 
+/** How many: "12,345"; "412.5" of an average. */
 function count(n) {
-  return n === null || n === undefined ? UNKNOWN : WHOLE.format(n);
+  if (!Number.isFinite(n)) return UNKNOWN;
+  return fixed(n, Number.isInteger(n) ? 0 : 1);
+}
+
+/** So many of something: "1 request", "12,345 requests". */
+function plural(n, noun) {
+  return `${count(n)} ${noun}${n === 1 ? "" : "s"}`;
+}
+
+/** Bytes, in powers of 1,000: "950 B", "1.2 kB", "12 kB". */
+function size(bytes) {
+  if (!Number.isFinite(bytes)) return UNKNOWN;
+  let [value, unit] = [bytes, "B"];
+  for (const larger of ["kB", "MB", "GB", "TB"]) {
+    if (Math.abs(value) < 999.5) break;
+    [value, unit] = [value / 1e3, larger];
+  }
+  return `${fixed(value, unit !== "B" && Math.abs(value) < 9.95 ? 1 : 0)} ${unit}`;
+}
+
+/** A share of 1: "87 %". */
+function percent(ratio) {
+  return Number.isFinite(ratio) ? `${fixed(ratio * 100, 0).replaceAll(",", "")} %` : UNKNOWN;
+}
+
+/** Tokens in and out: "412→96"; a dash for the one that is unknown. */
+function tokens(sent, got, format = count) {
+  return (sent ?? null) === null && (got ?? null) === null ? UNKNOWN : `${format(sent)}→${format(got)}`;
 }
 
 /** As `count`, large ones short: "12.3K", "1.23M". */
 function compact(n) {
-  return n === null || n === undefined || n < 10_000 ? count(n) : COMPACT.format(n);
-}
-
-/** "412→96 tok"; "412 tok in" where only the one is known. */
-function tokens(input, output) {
-  const [hasInput, hasOutput] = [input, output].map((n) => n !== null && n !== undefined);
-  if (hasInput && hasOutput) return `${count(input)}→${count(output)} tok`;
-  if (hasInput) return `${count(input)} tok in`;
-  return hasOutput ? `${count(output)} tok out` : UNKNOWN;
-}
-
-function bytes(n) {
-  if (n === null || n === undefined) return UNKNOWN;
-  if (n < 1000) return `${count(n)} B`;
-  const [value, unit] = n < 1e6 ? [n / 1e3, "kB"] : n < 1e9 ? [n / 1e6, "MB"] : [n / 1e9, "GB"];
-  return `${value.toFixed(1)} ${unit}`;
-}
-
-function percent(ratio) {
-  return ratio === null || ratio === undefined ? UNKNOWN : `${Math.round(100 * ratio)} %`;
+  return n >= 10_000 && Number.isFinite(n) ? COMPACT.format(n) : count(n);
 }
 
 const two = (n) => String(n).padStart(2, "0");
 
-/** The time of day in the browser's zone: "14:03:09". */
-function clock(epoch) {
-  if (epoch === null || epoch === undefined) return UNKNOWN;
-  const at = new Date(epoch * 1000);
-  return `${two(at.getHours())}:${two(at.getMinutes())}:${two(at.getSeconds())}`;
+/** Epoch seconds in the browser's zone: "14:03:22"; "2026-11-21 14:03:22". */
+function clock(epoch, hasDay = false) {
+  if ((epoch ?? null) === null) return UNKNOWN;
+  const at = new Date(Math.floor(epoch) * 1000);
+  const time = [at.getHours(), at.getMinutes(), at.getSeconds()].map(two).join(":");
+  return hasDay ? `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())} ${time}` : time;
 }
 
-/** Day and time: "2026-03-07 14:03:09". */
-function moment(epoch) {
-  if (epoch === null || epoch === undefined) return UNKNOWN;
-  const at = new Date(epoch * 1000);
-  return `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())} ${clock(epoch)}`;
+/** The parts that there are, as one line. */
+function joined(...parts) {
+  return parts.filter(Boolean).join(" · ");
 }
 
 // -- the time axis --------------------------------------------------------------------------------------
@@ -108,30 +134,32 @@ function moment(epoch) {
 const STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500].map((ms) => ms / 1000);
 STEPS.push(1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 21_600, 86_400);
 
+// A pause is cut where it is longer than this many seconds and this share of the busy time; then it takes this
+// share of the axis, and all of them together at most that one. As in nbllm/time_axis.py.
+const IDLE_SECONDS = 2;
+const IDLE_SHARE = 0.03;
+const BREAK_SHARE = 0.03;
+const BREAKS_SHARE = 0.25;
+
 /**
- * A common time axis of rows, from 0 to 1, in which long pauses are cut down to narrow breaks.
- *
- * A pause is long in which nothing was in flight for more than 2 s and more than 3 % of the busy time: a
- * person's pauses between two cells would otherwise leave no room for the requests.
+ * A common time axis of rows, from 0 to 1, in which long pauses are cut down to narrow breaks: a person's
+ * pauses between two cells would otherwise leave no room for the requests.
  */
 class TimeAxis {
   /** `rows`: requests; `now`: epoch seconds, as are `spans`, other stretches [from, to] that it shall cover. */
   constructor(rows, now, spans = []) {
     const busy = merged(rows.map((row) => [startOf(row), endOf(row, now)]).concat(spans), 0);
-    const longest = Math.max(2, 0.03 * sum(busy.map(([from, to]) => to - from)));
-    this.segments = TimeAxis.#placed(merged(busy, longest));
-  }
-
-  static #placed(spans) {
-    const breaks = spans.length - 1;
-    const width = breaks > 0 ? Math.min(0.03, 0.25 / breaks) : 0;
-    const length = Math.max(1e-6, sum(spans.map(([from, to]) => to - from)));
-    const scale = (1 - width * Math.max(0, breaks)) / length;
-    let x = 0;
-    return spans.map(([from, to]) => {
-      const segment = { from, to, x, end: x + (to - from) * scale, scale };
-      x = segment.end + width;
-      return segment;
+    const lengths = (stretches) => sum(stretches.map(([from, to]) => to - from));
+    const shown = merged(busy, Math.max(IDLE_SECONDS, IDLE_SHARE * lengths(busy)));
+    const breaks = Math.max(0, shown.length - 1);
+    const share = Math.min(BREAK_SHARE, BREAKS_SHARE / Math.max(1, breaks));
+    const narrow = ((lengths(shown) || 1) * share) / (1 - share * breaks);
+    const ends = []; // seconds from the axis' beginning
+    for (const [from, to] of shown) ends.push((ends.length ? ends.at(-1) + narrow : 0) + to - from);
+    const scale = 1 / (ends.at(-1) || 1);
+    this.segments = shown.map(([from, to], i) => {
+      const x = i ? (ends[i - 1] + narrow) * scale : 0;
+      return { from, to, x, end: ends[i] * scale, scale };
     });
   }
 
