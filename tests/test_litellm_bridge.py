@@ -561,26 +561,53 @@ def test_certificate_settings_of_litellms_own_stay_in_force(tmp_path: Path, serv
     assert set(statuses[:-2]) == {"error"}
 
 
+# One cell of each client that a notebook may use.
+CLIENTS = {
+    "litellm": "r = await ask(litellm_session_id='s')",
+    "litellm, synchronous": """
+        r = litellm.completion('anthropic/first-model', MESSAGES, **options('anthropic'))""",
+    "litellm, streamed": """
+        asked = litellm.completion('openai/first-model', MESSAGES, stream=True, **options('openai'),
+            stream_options={'include_usage': True})
+        r = [chunk for chunk in asked]""",
+    "openai": """
+        client = openai.AsyncOpenAI(base_url=BASES['openai'], api_key=key_of('openai'))
+        r = await client.chat.completions.create(
+            model='first-model', messages=MESSAGES, extra_body={'litellm_session_id': 's'})""",
+    "anthropic": """
+        key = key_of('anthropic')  # the server knows it by the header that nbllm sends
+        headers = {"x-api-key": key, "anthropic-version": "2023-06-01"}
+        client = anthropic.Anthropic(base_url=BASES['anthropic'], api_key=key, default_headers=headers)
+        r = client.messages.create(model='first-model', max_tokens=9, messages=MESSAGES)""",
+    "LangChain": """
+        r = ChatOpenAI(
+            model='first-model', base_url=BASES['openai'], api_key=key_of('openai')).invoke('Hi')""",
+    "nbllm": "r = await nbllm.acompletion('openai/first-model', 'Hi', api_key=key_of('openai'))",
+    "nbllm, synchronous": "r = nbllm.completion('openai/first-model', 'Hi', api_key=key_of('openai'))",
+}
+
+
 @needs_litellm
-def test_in_a_notebook(providers: ProvidersServer, tmp_path: Path) -> None:
-    """Both manners share one connection with nbllm's own verbs, and each request has its cell."""
+def test_all_clients_of_a_notebook_share_one_connection(providers: ProvidersServer, tmp_path: Path) -> None:
+    """And each request has its cell, session and tokens."""
+    setup = f"""%load_ext nbllm
+{PRELUDE}
+import anthropic, openai
+from langchain_openai import ChatOpenAI
+for name in ("anthropic", "langchain", "litellm", "openai"):
+    importlib.import_module(f"nbllm.bridges.{{name}}").install()
+"""
     with Kernel(tmp_path, python=PYTHON, env=child_environment(tmp_path, providers)) as kernel:
-        assert kernel.run(f"%load_ext nbllm\n{PRELUDE}\nbridge.install()", timeout=SECONDS).status == "ok"
-        for number, cell in enumerate(
-            (
-                "r = await ask(litellm_session_id='s')",
-                "r = litellm.completion('anthropic/first-model', MESSAGES, **options('anthropic'))",
-                "r = [c for c in litellm.completion('openai/first-model', MESSAGES, stream=True,"
-                " **options('openai'))]",
-                "r = await nbllm.acompletion('openai/first-model', 'Hi', api_key=key_of('openai'))",
-                "r = nbllm.completion('openai/first-model', 'Hi', api_key=key_of('openai'))",
-            )
-        ):
-            outcome = kernel.run(cell, cell_id=f"cell-{number}")
+        outcome = kernel.run(setup, timeout=SECONDS)
+        assert outcome.status == "ok", outcome.traceback
+        for client, cell in CLIENTS.items():
+            outcome = kernel.run(textwrap.dedent(cell), cell_id=client)
             assert outcome.status == "ok", outcome.traceback
         found = rows(kernel.log)
-    assert [row["cell_id"] for row in found] == [f"cell-{number}" for number in range(5)]
-    assert [row["session_id"] == "s" for row in found] == [True] + [False] * 4
+    assert [row["cell_id"] for row in found] == list(CLIENTS)
+    assert [row["cell_id"] for row in found if row["session_id"] == "s"] == ["litellm", "openai"]
+    assert {(row["status"], row["request_model"]) for row in found} == {("ok", "first-model")}
+    assert {(row["input_tokens"], row["output_tokens"]) for row in found} == {TOKENS}
     assert len({row["connection_id"] for row in found}) == len(providers.connections) == 1
 
 
