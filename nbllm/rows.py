@@ -99,7 +99,7 @@ class Batch:
         if (overheard := record.overheard) is not None:
             record.overheard = None
             foreign.read(record, overheard)
-        if record.operation is not None:
+        if record.held or overheard is not None:  # else no server's word is on it
             _check_counts(record)
             _check_ids(record)
         costs.price(record)
