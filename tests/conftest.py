@@ -33,8 +33,10 @@ from nbllm import (
 )
 from nbllm.providers import PROVIDERS
 from nbllm.servers.demo import DemoServer
-from tests.lab import browser, lab, lab_demo, lab_folder, page  # noqa: F401 (fixtures)
+from tests.lab import browser, chromium, lab, lab_demo, lab_folder, page  # noqa: F401 (fixtures)
+from tests.panel_page import open_panel  # noqa: F401 (a fixture)
 from tests.postgres import Postgres
+from tests.providers_server import ProvidersServer, key_of
 from tests.servers import RawServer
 
 _FOREIGN = (
@@ -91,6 +93,19 @@ def server() -> Iterator[RawServer]:
     """A raw server that behaves as the path of the request says."""
     with RawServer() as running:
         yield running
+
+
+@pytest.fixture
+def providers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ProvidersServer]:
+    """All providers at one address, which the environment names with their keys."""
+    with ProvidersServer() as server:
+        for name, provider in PROVIDERS.items():
+            if provider.base_url_variables:
+                monkeypatch.setenv(provider.base_url_variables[0], server.base_url(name))
+            for variable in keys.key_variables(name)[:1]:
+                monkeypatch.setenv(variable, key_of(name))
+        monkeypatch.setenv("AZURE_API_VERSION", "2024-10-21")
+        yield server
 
 
 @pytest.fixture

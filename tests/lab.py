@@ -88,15 +88,22 @@ def jupyter(app: str, server: DemoServer, folder: Path, home: Path) -> Iterator[
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def chromium() -> Iterator[Any]:
+    """The system's Chromium, as Playwright's `Browser`."""
     if CHROMIUM is None:
         pytest.skip("the browser tests need the system's Chromium (Debian: apt-get install chromium)")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
-        yield chromium.new_context(viewport={"width": 1200, "height": 1600})  # whose cache the tests share
-        chromium.close()
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: Any) -> Any:
+    """One context, whose cache the tests of a module share."""
+    return chromium.new_context(viewport={"width": 1200, "height": 1600})
 
 
 @pytest.fixture

@@ -5,18 +5,14 @@ Owns `PanelPage`, and rows to feed it. What the panel shall show is told by `nbl
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Any
 
-from nbllm import overview
-from nbllm.widgets import LiveView
+import pytest
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
+from nbllm import overview
 
 # What the panel uses of JupyterLab's themes (@jupyterlab/theme-light-extension, theme-dark-extension).
 THEMES = {
@@ -98,6 +94,8 @@ class PanelPage:
     ) -> None:
         self.page = page
         self.requested: list[str] = []
+        from nbllm.widgets import LiveView  # late: conftest has this module's fixture
+
         self.problems: list[str] = []
         page.on("request", lambda request: self.requested.append(request.url))
         page.on("pageerror", lambda error: self.problems.append(str(error)))
@@ -257,12 +255,18 @@ def running(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, **ended, "status": None, "ended_at": None, "cost_usd": None, "http_status": None}
 
 
-@contextlib.contextmanager
-def chromium() -> Iterator[Any]:
-    """The system's Chromium."""
-    from playwright.sync_api import sync_playwright
+@pytest.fixture
+def open_panel(chromium: Any) -> Iterator[Callable[..., PanelPage]]:
+    """Opens panels; they must not go wrong, nor ask for anything from outside."""
+    opened: list[PanelPage] = []
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
-        yield browser
-        browser.close()
+    def open_panel(*, viewport: int = 1240, **options: Any) -> PanelPage:
+        page = chromium.new_page(viewport={"width": viewport, "height": 640})
+        opened.append(PanelPage(page, **options))
+        return opened[-1]
+
+    yield open_panel
+    for panel in opened:
+        assert panel.problems == []
+        assert [url for url in panel.requested if not url.startswith("blob:")] == []
+        panel.page.close()

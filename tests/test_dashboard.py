@@ -20,6 +20,7 @@ from tests.servers import TEXT, RawServer
 
 pytestmark = pytest.mark.browser
 
+SESSIONS = "/api/sessions"
 PAGES = {"jupyterlab": "doc/tree", "notebook": "notebooks"}
 HOSTILE = "<script>window.hacked = 1</script><img src=http://pictures.example/x onerror=window.hacked=1>"
 PANEL, ROW, GROUP = ".nbllm-panel.nbllm-live", ".nbllm-row.nbllm-request", ".nbllm-group:not(.nbllm-pinned)"
@@ -41,11 +42,17 @@ class Place:
         book = nbformat.v4.new_notebook(cells=cells)
         book.metadata["kernelspec"] = {"display_name": kernel, "language": "python", "name": kernel}
         nbformat.write(book, self.folder / f"{name}.ipynb")
-        page.goto(f"{self.url}/{PAGES[self.app]}/{name}.ipynb?token=t")
+        # A cell that is run while the notebook has no kernel opens a dialog that asks for one.
+        with page.expect_response(
+            lambda response: response.request.method == "POST" and SESSIONS in response.url
+        ):
+            page.goto(f"{self.url}/{PAGES[self.app]}/{name}.ipynb?token=t")
         # What is run before the kernel is ready is lost, and nothing in Notebook 7 tells when it is.
         page.wait_for_selector(".jp-CodeCell")
         prompt = page.locator(".jp-CodeCell .jp-InputPrompt").first
+        dialog = page.locator(".jp-Dialog")
         while not re.search(r"\d", prompt.inner_text()):
+            assert not dialog.count(), dialog.inner_text()
             run_cell(page, 0)
             page.wait_for_timeout(500)
 

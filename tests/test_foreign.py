@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ import aiohttp
 import pytest
 
 import nbllm
-from nbllm import keys, log, notices
-from nbllm.providers import PROVIDERS
+from nbllm import log, notices
 from nbllm.providers.places import kind_of
 from tests import servers
 from tests.providers_server import MODELS, ProvidersServer, key_of
@@ -29,18 +27,6 @@ TOLD = (
     *("params", "stream"),
 )  # fmt: skip
 CHATTING = ("openai", "azure", "anthropic", "gemini", "groq", "openrouter", "litellm_proxy", "ollama")
-
-
-@pytest.fixture
-def providers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ProvidersServer]:
-    with ProvidersServer() as server:
-        for name, provider in PROVIDERS.items():
-            if provider.base_url_variables:
-                monkeypatch.setenv(provider.base_url_variables[0], server.base_url(name))
-            for variable in keys.key_variables(name)[:1]:
-                monkeypatch.setenv(variable, key_of(name))
-        monkeypatch.setenv("AZURE_API_VERSION", "2024-10-21")
-        yield server
 
 
 async def same_again(server: RawServer, **headers: str) -> bytes:

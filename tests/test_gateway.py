@@ -21,8 +21,7 @@ import openai
 import pytest
 
 import nbllm
-from nbllm import keys, loops, tracing
-from nbllm.providers import PROVIDERS
+from nbllm import loops, tracing
 from nbllm.servers.demo import DemoServer
 from nbllm.servers.gateway import Gateway
 from nbllm.servers.gateway_endpoints import LARGEST_BODY
@@ -62,18 +61,6 @@ def upstream(server: RawServer, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
 
     be("chat")
     return be
-
-
-@pytest.fixture
-def providers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ProvidersServer]:
-    with ProvidersServer() as server:
-        for name, provider in PROVIDERS.items():
-            if provider.base_url_variables:
-                monkeypatch.setenv(provider.base_url_variables[0], server.base_url(name))
-            for variable in keys.key_variables(name)[:1]:
-                monkeypatch.setenv(variable, key_of(name))
-        monkeypatch.setenv("AZURE_API_VERSION", "2024-10-21")
-        yield server
 
 
 @pytest.fixture

@@ -21,11 +21,9 @@ from pathlib import Path
 import pytest
 
 import nbllm
-from nbllm import keys
-from nbllm.providers import PROVIDERS
 from nbllm.servers.gateway import Gateway
 from tests.kernels import environment
-from tests.providers_server import TOKENS, ProvidersServer, key_of
+from tests.providers_server import TOKENS, ProvidersServer
 from tests.rows import request_rows, session_rows
 
 UUID = r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}"
@@ -193,15 +191,6 @@ curl http://0.0.0.0:4000/v1/responses \\
 """
 
 KEY = "sk-gateway-0123456789"
-
-
-@pytest.fixture
-def providers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ProvidersServer]:
-    with ProvidersServer() as server:
-        for name in ("openai", "anthropic"):
-            monkeypatch.setenv(PROVIDERS[name].base_url_variables[0], server.base_url(name))
-            monkeypatch.setenv(keys.key_variables(name)[0], key_of(name))
-        yield server
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-import shutil
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -160,16 +160,9 @@ background: url(URL/g) }</style><object data=URL/h></object><embed src=URL/i>
 
 
 @pytest.mark.browser
-def test_a_page_in_a_browser_runs_and_loads_nothing() -> None:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("the browser tests need the system's Chromium (Debian: apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with RawServer() as server, sync_playwright() as playwright:
+def test_a_page_in_a_browser_runs_and_loads_nothing(page: Any) -> None:
+    with RawServer() as server:
         address = f"http://127.0.0.1:{server.port}"
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page()
         page.set_content(f"<title>title</title>{frame(EVIL.replace('URL', f'{address}/html/evil'))}")
         page.frame_locator("iframe").get_by_role("heading").wait_for()
         assert page.title() == "title"
@@ -177,4 +170,3 @@ def test_a_page_in_a_browser_runs_and_loads_nothing() -> None:
         page.set_content(f"<img src={address}/html/witness>")
         server.wait_for(lambda: len(server.requests) > 0)
         assert {request.path for request in server.requests} == {"/html/witness"}
-        browser.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 
 from nbllm import overview, report_parts, units
 from nbllm.time_axis import TimeAxis, span
-from tests.panel_page import CHROMIUM, PanelPage, chromium, made_rows, rows_message, running
+from tests.panel_page import PanelPage, made_rows, rows_message, running
 
 pytestmark = pytest.mark.browser
 
@@ -22,31 +22,6 @@ TIP = ".nbllm-requests [role=tooltip]"
 HOSTILE = (
     "<img src='http://evil.example/x.png' onerror='window.hacked=1'><script>window.hacked=1</script>{{7*7}}"
 )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("the browser tests need the system's Chromium (Debian: apt-get install chromium)")
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def open_panel(browser: Any) -> Iterator[Callable[..., PanelPage]]:
-    """A new panel; it must not have gone wrong, nor asked for anything from outside."""
-    opened: list[PanelPage] = []
-
-    def open_panel(**options: Any) -> PanelPage:
-        page = browser.new_page(viewport={"width": 1240, "height": 640})
-        opened.append(PanelPage(page, **options))
-        return opened[-1]
-
-    yield open_panel
-    for panel in opened:
-        assert panel.problems == []
-        assert [url for url in panel.requested if not url.startswith("blob:")] == []
-        panel.page.close()
 
 
 @pytest.fixture
@@ -545,8 +520,7 @@ def test_text_is_looked_for_in_rows_here_and_in_what_was_said_by_the_kernel(pane
         assert len(panel.texts(REQUESTS)) == count
     assert panel.texts(".nbllm-empty") == ["No request passes the filter."]
 
-    panel.page.wait_for_function("page.sent.some(message => message.kind === 'search')")
-    assert panel.sent("search") == [{"kind": "search", "text": "nowhere"}]
+    panel.page.wait_for_function("page.sent.some(({kind, text}) => kind === 'search' && text === 'nowhere')")
     panel.feed({"kind": "found", "text": "an older search", "request_ids": ["r0"]})
     assert panel.texts(REQUESTS) == []
     panel.feed({"kind": "found", "text": "nowhere", "request_ids": ["r1", "gone"]})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from nbllm import overview
-from tests.panel_page import CHROMIUM, PanelPage, chromium, made_rows, rows_message, running
+from tests.panel_page import PanelPage, made_rows, rows_message, running
 
 pytestmark = pytest.mark.browser
 
@@ -24,23 +24,9 @@ UNKNOWN = "\N{EN DASH}"
 Row = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("the browser tests need the system's Chromium (Debian: apt-get install chromium)")
-    with chromium() as browser:
-        yield browser
-
-
 @pytest.fixture
-def panel(browser: Any) -> Iterator[PanelPage]:
-    """A new panel; it must not have gone wrong, nor asked for anything from outside."""
-    page = browser.new_page(viewport={"width": 820, "height": 640})
-    panel = PanelPage(page, width=800)
-    yield panel
-    assert panel.problems == []
-    assert [url for url in panel.requested if not url.startswith("blob:")] == []
-    page.close()
+def panel(open_panel: Callable[..., PanelPage]) -> PanelPage:
+    return open_panel(viewport=820, width=800)
 
 
 def request(number: int, at: float, **values: Any) -> Row:

@@ -17,13 +17,12 @@ from google.genai import types as genai_types
 from langchain_openai import AzureChatOpenAI, ChatOpenAI
 
 import nbllm
-from nbllm import keys, notices
+from nbllm import notices
 from nbllm.bridges import anthropic as anthropic_bridge
 from nbllm.bridges import google_genai as genai_bridge
 from nbllm.bridges import langchain as langchain_bridge
 from nbllm.bridges import openai as openai_bridge
 from nbllm.bridges.httpx_clients import Bridge, async_httpx_client, httpx_client
-from nbllm.providers import PROVIDERS
 from nbllm.servers.demo import DemoServer
 from tests.kernels import Kernel
 from tests.providers_server import TEXT, TOKENS, ProvidersServer, key_of
@@ -38,13 +37,9 @@ BRIDGES: list[Any] = [openai_bridge, anthropic_bridge, genai_bridge, langchain_b
 
 
 @pytest.fixture
-def providers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ProvidersServer]:
-    with ProvidersServer() as server:
-        for name in ("openai", "anthropic", "gemini", "azure"):
-            monkeypatch.setenv(PROVIDERS[name].base_url_variables[0], server.base_url(name))
-            monkeypatch.setenv(keys.key_variables(name)[0], key_of(name))
-        yield server
-        nbllm.close()
+def providers(providers: ProvidersServer) -> Iterator[ProvidersServer]:
+    yield providers
+    nbllm.close()
 
 
 @pytest.fixture
