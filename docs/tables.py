@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nbllm.arguments import OPTIONS
-from nbllm.bridges.genai import ATTRIBUTES
+from nbllm.bridges.semantic_conventions import ATTRIBUTES
 from nbllm.commands import COMMANDS
 from nbllm.overview import PHASES
 from nbllm.settings import Settings, help_of

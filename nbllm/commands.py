@@ -105,38 +105,22 @@ def _spend(requests: pd.DataFrame) -> str:
     if failed := int((requests["status"] == "error").sum()):
         parts.append(units.plural(failed, "error"))
     if requests["input_tokens"].notna().any():
-        parts.append(f"{requests['input_tokens'].sum():,}→{requests['output_tokens'].sum():,} tok")
+        parts.append(f"{units.tokens(requests['input_tokens'].sum(), requests['output_tokens'].sum())} tok")
     if requests["cost_usd"].notna().any():
-        parts.append(f"${requests['cost_usd'].sum():,.4f}")
+        parts.append(units.money(requests["cost_usd"].sum()))
     return " · ".join(parts)
 
 
 # -- frames ----------------------------------------------------------------------------------------
 
-# What the frames of %nbllm show of the many columns; a column in which nothing stands is left out.
-SHOWN: dict[str, str] = {
-    "sessions": (
-        "session_id owner tags requests errors cancelled incomplete running cells models input_tokens "
-        "output_tokens cost_usd duration_ms connections_opened reuse_ratio"
-    ),
-    "requests": (
-        "execution_count session_id request_model status error_type input_tokens output_tokens cost_usd "
-        "ttft_ms duration_ms connection_reused connection_reason"
-    ),
-    "connections": (
-        "connection_id host port tls_version requests connect_ms bytes_sent bytes_received opened_at "
-        "closed_at close_reason"
-    ),
-}
-
 
 def _frame(name: str, value: str) -> pd.DataFrame:
     """The readable columns of the frame that the function called `name` gives."""
+    from .frame_texts import readable_columns
+
     frame: pd.DataFrame = _asked(name, getattr(frames, name), value)
-    columns = [column for column in SHOWN[name].split() if column in frame]
-    told = [column for column in columns if not len(frame) or _tells(frame[column])]
-    digits = {name: 1 if name.endswith("_ms") else 2 for name in told if name.endswith(("_ms", "_ratio"))}
-    return frame[told].round(digits)
+    digits = {name: 1 if name.endswith("_ms") else 2 for name in map(str, frame) if name.endswith(_ROUNDED)}
+    return frame.iloc[:, readable_columns(frame)].round(digits)
 
 
 def _asked(name: str, function: Callable[..., Any], value: str) -> Any:
@@ -159,14 +143,8 @@ def _asked(name: str, function: Callable[..., Any], value: str) -> Any:
     return function(**filters)
 
 
+_ROUNDED = ("_ms", "_ratio")
 _SHORT = {"-s": "--session", "-k": "--kernel"}
-
-
-def _tells(column: pd.Series[Any]) -> bool:
-    if column.name == "tags":
-        return bool((column != "").any())
-    rare = column.name in ("errors", "cancelled", "incomplete", "running")
-    return bool((column.fillna(0) != 0).any() if rare else column.notna().any())
 
 
 # -- settings --------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def messages_of(request: str | None) -> list[Message]:
         Dicts with `role` (system, user, assistant or tool) and `content`: a text, a list of OpenAI's parts,
         or None beside `tool_calls`.
     """
-    body = _object(request)
+    body = json_object(request)
     for name, read in _REQUESTS.items():
         if name in body:
             try:
@@ -56,7 +56,7 @@ def answer_of(response: str | None) -> Message | None:
         A dict with `role`, `content` (a text, or None beside `tool_calls`), and `tool_calls`,
         `reasoning_content`, `refusal` and what else the provider says, where there is something.
     """
-    body = _object(response)
+    body = json_object(response)
     for name, read in _ANSWERS.items():
         if name in body:
             try:
@@ -87,7 +87,8 @@ def _part_text(part: dict[str, Any]) -> str:
 _KINDS = {"image_url": "image", "input_audio": "audio", "video_url": "video"}
 
 
-def _object(text: str | None) -> dict[str, Any]:
+def json_object(text: str | None) -> dict[str, Any]:
+    """The object in a text from the log; {} where it is none."""
     try:
         value = parse(text or "null")
     except _UNREADABLE:

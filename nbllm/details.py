@@ -12,10 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from . import masking, overview, schema, selection, snippets
-from .contents import answer_of, messages_of, text_of
+from .contents import answer_of, json_object, messages_of, text_of
 from .exceptions import UsageProblem
 from .selection import Selection
-from .types import parse
 
 LONGEST_TEXT = 100_000
 """How many characters of one text are shown."""
@@ -56,8 +55,8 @@ def detail_of(request_id: str) -> dict[str, Any]:
         "messages": _messages(messages_of(request)),
         "answer": None if answer is None else _answer(answer),
         "content_kept": request is not None,
-        "params": _object(row["params"]),
-        "headers": _object(row["response_headers"]),
+        "params": json_object(row["params"]) or None,
+        "headers": json_object(row["response_headers"]) or None,
         "attempts": [{name: one[name] for name in ATTEMPT} for one in attempts],
         "connection": connection,
         "code": snippets.as_code(row, request, is_secure),
@@ -147,14 +146,6 @@ def _cut(text: str) -> str:
     if len(text) <= LONGEST_TEXT:
         return text
     return f"{text[:LONGEST_TEXT]}\n… (cut here: {len(text) - LONGEST_TEXT:,} more characters)"
-
-
-def _object(text: str | None) -> Row | None:
-    try:
-        value = parse(text or "null")
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _masked(value: Any) -> Any:

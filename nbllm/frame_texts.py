@@ -1,7 +1,7 @@
 """A frame of the log as the texts of a table for people.
 
 Owns which columns such a table shows, under which headings and in which units. The frames are `frames`', how
-a number looks is `units`'. Called by `styles`, which gives the table its looks.
+a number looks is `units`'. Called by `styles`, which gives the table its looks, and `commands`.
 """
 
 from __future__ import annotations
@@ -160,7 +160,8 @@ def table_of(frame: pd.DataFrame) -> Table:
     half, count = SHOWN_ROWS // 2, len(frame)
     left_out = max(0, count - SHOWN_ROWS)
     shown = frame.iloc[[*range(half), *range(count - half, count)]] if left_out else frame
-    named = [*_index(shown.index), *((frame.columns[at], shown.iloc[:, at]) for at in _chosen(frame))]
+    places = readable_columns(frame)
+    named = [*_index(shown.index), *((frame.columns[at], shown.iloc[:, at]) for at in places)]
     columns = [_column(name, values, shown) for name, values in named]
     failed = [False] * len(shown)
     if _fits(shown, "status"):
@@ -168,8 +169,8 @@ def table_of(frame: pd.DataFrame) -> Table:
     return Table(columns, failed, half, left_out)
 
 
-def _chosen(frame: pd.DataFrame) -> list[int]:
-    """Which columns are shown, by their place: two may have the same name."""
+def readable_columns(frame: pd.DataFrame) -> list[int]:
+    """Which columns one looks for that have something to tell, by their place: two may have the same name."""
     names = list(frame.columns)
     known = {name for name in names if isinstance(name, str)}
     view, all_names = max(_VIEWS.items(), key=lambda one: len(known & one[1].keys()))

@@ -59,7 +59,7 @@ def report(
         UsageProblem: A filter that can't be used.
     """
     chosen = Selection(session, kernel, since, notebook, model, search, errors, cell, latest)
-    return Report(overview.overview(chosen), str(chosen))
+    return Report.of(chosen)
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,6 +73,11 @@ class Report:
 
     overview: Overview
     scope: str
+
+    @classmethod
+    def of(cls, chosen: Selection) -> Report:
+        """What the log has now of these requests."""
+        return cls(overview.overview(chosen), str(chosen))
 
     @cached_property
     def html(self) -> str:

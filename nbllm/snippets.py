@@ -15,11 +15,10 @@ from typing import Any
 import msgspec
 
 from . import keys, tagging
-from .contents import messages_of
+from .contents import json_object, messages_of
 from .options import OPTION_NAMES
 from .providers import PROVIDERS, Provider, azure
 from .providers.openai import CHAT_PARAMETERS
-from .types import parse
 
 WIDTH = 100
 LONGEST_DATA = 200
@@ -61,7 +60,7 @@ def as_code(row: Row, request: str | None, is_secure: bool) -> str | None:
     write = _VERBS.get(row["operation"] or "")
     if provider is None or write is None:
         return None
-    body = _object(request) if request is not None else None
+    body = json_object(request) if request is not None else None
     if row["operation"] == "responses" and not _is_native(row):
         write = _chat  # what was sent is a chat completion, and so it is kept
     try:
@@ -207,7 +206,7 @@ def _model(row: Row, provider: Provider) -> str:
 
 def _given(row: Row, provider: Provider, said: Mapping[str, Any]) -> dict[str, Any]:
     """The caller's parameters; fields that are no parameter of a verb go into `extra_body`."""
-    params = _object(row["params"])
+    params = json_object(row["params"])
     if provider.takes_session:  # `calls` adds it to each body
         params.pop("litellm_session_id", None)
     is_strict = provider.dialect == "openai" and row["operation"] == "chat"
@@ -312,11 +311,3 @@ def _string(text: str) -> str:
     """A string in double quotes, as most write it, where that needs no further backslash."""
     shown = repr(text)
     return f'"{shown[1:-1]}"' if shown[0] == "'" and '"' not in text and "'" not in text else shown
-
-
-def _object(text: str | None) -> dict[str, Any]:
-    try:
-        value = parse(text or "null")
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -99,7 +99,7 @@ class Dashboard:
     @property
     def report(self) -> reports.Report:
         """What it shows, as it stands now: HTML without scripts, and text."""
-        return reports.Report(overview.overview(self.selection), str(self.selection))
+        return reports.Report.of(self.selection)
 
     @property
     def widget(self) -> LiveView | None:

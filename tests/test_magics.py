@@ -333,19 +333,6 @@ def test_nbllm_shows_the_status(
 
 
 @every_python
-@pytest.mark.parametrize("name", ["sessions", "requests", "connections"])
-def test_nbllm_gives_frames_of_what_matters(kernel: Kernel, name: str) -> None:
-    kernel.run("%llm -s frames Hi").ok()
-    kernel.run(f"frame = %nbllm {name}").ok()
-    columns = kernel.value("list(frame.columns)")
-    assert columns == [column for column in commands.SHOWN[name].split() if column in columns]
-    assert columns[0] in ("session_id", "execution_count", "connection_id")
-    assert len(columns) < kernel.value(f"nbllm.{name}().shape[1]")
-    assert kernel.value("len(frame)") == kernel.value(f"len(nbllm.{name}())")
-    assert "text/html" in kernel.run(f"%nbllm {name}").ok().displays[-1]
-
-
-@every_python
 def test_nbllm_sets_and_tells_model_and_session(kernel: Kernel, raw: RawServer) -> None:
     before = kernel.run("%nbllm session").ok().displays[-1]["text/plain"]
     assert kernel.run("%nbllm session 'two words'").ok().displays[-1]["text/plain"] == "'two words'"

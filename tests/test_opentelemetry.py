@@ -27,7 +27,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 import nbllm
 from nbllm import log, notices
-from nbllm.bridges import genai, opentelemetry
+from nbllm.bridges import opentelemetry, semantic_conventions
 from nbllm.exceptions import UsageProblem
 from tests.records import WHOLE, record
 from tests.rows import request_rows
@@ -138,7 +138,10 @@ async def test_the_names_are_those_of_the_sdk_where_it_has_them() -> None:
         for value in vars(module).values()
         if isinstance(value, str)
     }
-    ours = {*genai.ATTRIBUTES.values(), *(name for name, _ in genai.PARAMETERS.values())}
+    ours = {
+        *semantic_conventions.ATTRIBUTES.values(),
+        *(name for name, _ in semantic_conventions.PARAMETERS.values()),
+    }
     newer = {  # than this SDK: semantic-conventions-genai, November 2026; the last is in no convention
         *("gen_ai.usage.cache_write.input_tokens", "gen_ai.request.reasoning.level"),
         *("gen_ai.usage.audio.input_tokens", "gen_ai.usage.audio.output_tokens"),
@@ -147,7 +150,7 @@ async def test_the_names_are_those_of_the_sdk_where_it_has_them() -> None:
     }
     assert ours - newer <= known
     providers = {one.value for one in gen_ai_attributes.GenAiProviderNameValues}
-    assert set(genai.PROVIDERS.values()) <= providers
+    assert set(semantic_conventions.PROVIDERS.values()) <= providers
 
 
 async def test_a_stream_tells_its_first_chunk(spans: Spans, server: RawServer) -> None:
@@ -324,7 +327,7 @@ def test_messages_have_the_parts_of_the_conventions() -> None:
     }
     answer = {"role": "assistant", "content": "So", "reasoning_content": "Hm"}
     response = {"id": "x", "choices": [{"index": 0, "message": answer, "finish_reason": "stop"}]}
-    found = genai.messages(json.dumps(request), json.dumps(response), "stop")
+    found = semantic_conventions.messages(json.dumps(request), json.dumps(response), "stop")
     assert picture not in str(found)
     system, user, assistant, tool = json.loads(found["gen_ai.input.messages"])
     assert system == {"role": "system", "parts": [{"type": "text", "content": "Be brief"}]}
@@ -348,7 +351,7 @@ def test_messages_have_the_parts_of_the_conventions() -> None:
 
 def test_what_is_no_content_gives_none() -> None:
     for text in (None, "", "{", "[]", "null", '{"messages": 1}', '{"messages": [1, {"role": 2}]}'):
-        assert not genai.messages(text, text, None).get("gen_ai.output.messages")
+        assert not semantic_conventions.messages(text, text, None).get("gen_ai.output.messages")
 
 
 async def test_keys_are_in_no_span(spans: Spans, server: RawServer) -> None:

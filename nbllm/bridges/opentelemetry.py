@@ -6,7 +6,7 @@
 
 Owns the way of an ended request from the event loop to a thread of its own, where spans are made, so that a
 call costs its loop no more than a hand-over. A span is one HTTP attempt, as a row of `nbllm.requests()` is;
-names are `genai`'s. Where spans go is the tracer provider's affair. Called by users.
+names are `semantic_conventions`'. Where spans go is the tracer provider's affair. Called by users.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .. import costs, environment, masking, schema, selection, tagging, tracing
 from ..exceptions import UsageProblem
 from ..kept import kept
 from ..notices import warn_once
-from . import genai
+from . import semantic_conventions
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -231,14 +231,14 @@ def _make_span(
     from opentelemetry.trace import SpanKind, StatusCode
 
     span = tracer.start_span(
-        masking.redact(genai.span_name(row)),
+        masking.redact(semantic_conventions.span_name(row)),
         context=Context() if context is None else context,
         kind=SpanKind.CLIENT,
-        attributes=genai.attributes(row),
+        attributes=semantic_conventions.attributes(row),
         start_time=_nanoseconds(row["started_at"]),
     )
     if span.is_recording():
-        span.set_attributes(genai.messages(*bodies, row["finish_reason"]))
+        span.set_attributes(semantic_conventions.messages(*bodies, row["finish_reason"]))
     if row["status"] == "error":
         span.set_status(StatusCode.ERROR, masking.redact(row["error_message"] or ""))
     span.end(_nanoseconds(row["ended_at"] or row["started_at"]))
