@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import traitlets
 from IPython.core import inputtransformer2
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
+from IPython.utils.text import DollarFormatter
 
 from . import arguments, cell_sessions, commands, masking, notices, settings, tab
 from .arguments import Ask
@@ -140,7 +141,7 @@ class NbLLM(_Traits):  # type: ignore[misc]
     def nbllm(self, line: str, cell: str | None = None) -> Any:
         with _short_errors():
             if cell is None:
-                return commands.run(line)
+                return commands.run(_expanded(line, self.shell.user_ns))
             asked = arguments.parse_cell(line, cell)
         return self._ask(asked)
 
@@ -186,6 +187,16 @@ _INSTEAD = {
 
 
 # -- IPython ---------------------------------------------------------------------------------------
+
+
+def _expanded(line: str, names: Mapping[str, Any]) -> str:
+    """The line with IPython's `{expression}` and `$name`, as other line magics have them; as it is where
+    they mean nothing.
+    """
+    try:
+        return str(DollarFormatter().vformat(line, (), names))
+    except Exception:  # an expression may raise anything
+        return line
 
 
 @contextmanager

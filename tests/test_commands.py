@@ -211,6 +211,15 @@ def test_model_is_told_and_set(kernel: Kernel, raw: RawServer) -> None:
     assert given(kernel.run("%nbllm model claude-haiku-4-5")) == "'claude-haiku-4-5'"
 
 
+def test_names_of_the_notebook_stand_for_their_values(kernel: Kernel) -> None:
+    kernel.run("chosen = ['gpt-4.1', 'review']").ok()
+    assert given(kernel.run("%nbllm model {chosen[0]}")) == "'gpt-4.1'"
+    kernel.run("name = 'gpt-4o-mini'").ok()
+    assert given(kernel.run("%nbllm model $name")) == "'gpt-4o-mini'"
+    fails(kernel.run("%nbllm close {nowhere}"), "%nbllm close takes no argument; got '{nowhere}'")
+    fails(kernel.run("%nbllm close {1/0}"), "%nbllm close takes no argument; got '{1/0}'")
+
+
 def test_session_is_told_set_and_given_up(kernel: Kernel) -> None:
     kernel.run("nbllm.set_session(None)").ok()
     default = given(kernel.run("%nbllm session"))
