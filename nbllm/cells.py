@@ -59,7 +59,7 @@ def run(shell: Any, asked: Ask) -> None:
         KeyboardInterrupt: The user stopped it; likewise.
     """
     prompt = _expanded(asked, asked.prompt, shell)
-    form = asked.format or settings.settings().format
+    form = asked.format or (settings.settings().format if asked.schema is None else "json")
     question = _question(asked, prompt, form, shell)
     if asked.dry_run:
         print(_dry_run(question, prompt))

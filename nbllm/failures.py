@@ -28,7 +28,9 @@ def from_transport(error: BaseException, call: tracing.Call, route: Route) -> AP
         reason = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
         text = masking.redact(str(reason) or type(error).__name__)
         if isinstance(error, aiohttp.ClientPayloadError):
-            text = f"the answer broke off: {text}"
+            # aiohttp's own words where a connection closes too early tell of its parser.
+            why = "the connection closed before its end" if "not completed" in text else text
+            text = f"the answer broke off: {why}"
         elif isinstance(reason, ConnectionRefusedError):
             text += ". Nothing listens there: is the server running, and the address right?"
         elif isinstance(error, aiohttp.ClientConnectorDNSError):

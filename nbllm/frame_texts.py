@@ -39,7 +39,10 @@ SHOWN = {
         "connection_id host port requests connect_ms bytes_sent bytes_received opened_at closed_at "
         "close_reason tls_version"
     ),
-    "sessions": " ".join(("owner", *frames.SESSIONS)),
+    "sessions": (
+        "session_id owner tags models cells requests errors running cancelled incomplete input_tokens "
+        "output_tokens cost_usd unpriced duration_ms ttft_p50_ms connections_opened reuse_ratio started_at"
+    ),
 }
 
 # All columns of each.

@@ -288,7 +288,7 @@ def test_an_answer_must_fit_the_schema(kernel: Kernel, session: str, raw: RawSer
     wrong = '{"name": "crab", "legs": "many"}'
     outcome = fails(kernel.run(f"%%llm --schema Animal -o animal\n{wrong}"), "APIResponseValidationError")
     assert "legs" in outcome.traceback
-    assert outcome.shown()[0] == wrong
+    assert outcome.shown()[0] == json.dumps(json.loads(wrong), indent=2)
     assert outcome.shown()[1].startswith("does not fit · gpt-4o-mini · ")
     assert kernel.value("animal.text") == '{"name": "otter", "legs": 4}'
     assert said(kernel) == turns
