@@ -86,7 +86,7 @@ HEADINGS = {
     "dns_ms": "DNS",
     "ssl_ms": "TLS",
     "connection_id": "connection",
-    "connection_reused": "connection",
+    "connection_reused": "reuse",
     "connection_reason": "why new",
     "connection_idle_ms": "idle before",
     "connections_opened": "new connections",

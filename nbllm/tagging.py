@@ -11,6 +11,7 @@ import getpass
 import os
 import re
 import secrets
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
@@ -100,8 +101,16 @@ def _owner() -> str:
 
 
 def notebook() -> str | None:
-    """Path of the notebook as the server or the front end tells it; None where it doesn't."""
-    return _state.notebook or os.environ.get("JPY_SESSION_NAME")  # set by jupyter_server, since 2.0
+    """Path of the notebook as the server or the front end tells it; None where it doesn't, and in scripts."""
+    if _state.notebook:
+        return _state.notebook
+    # Set by jupyter_server, since 2.0; a script that the notebook starts inherits it.
+    return os.environ.get("JPY_SESSION_NAME") if _is_kernel() else None
+
+
+def _is_kernel() -> bool:
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)
+    return getattr(get_ipython(), "kernel", None) is not None
 
 
 def set_notebook(path: str | None) -> None:

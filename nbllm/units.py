@@ -13,13 +13,13 @@ UNKNOWN = "\N{EN DASH}"
 
 
 def seconds(milliseconds: float | None) -> str:
-    """A time: "85 ms", "1.8 s", "2 min 3 s"."""
+    """A time: "0.4 ms", "85 ms", "1.8 s", "2 min 3 s"."""
     if milliseconds is None or not math.isfinite(milliseconds):
         return UNKNOWN
     if milliseconds < 0:
         return f"-{seconds(-milliseconds)}"
     if milliseconds < 99.5:
-        return f"{milliseconds:.0f} ms"
+        return f"{milliseconds:.{1 if 0.05 < milliseconds < 0.95 else 0}f} ms"
     if milliseconds < 59_950:
         return f"{milliseconds / 1e3:.1f} s"
     minutes, rest = divmod(round(milliseconds / 1e3), 60)

@@ -295,6 +295,15 @@ def test_the_notebook_is_named_by_vs_code(tmp_path: Path, witness: DemoServer, o
         assert kernel.value("len(nbllm.requests(notebook='x.ipynb'))") == 1
 
 
+def test_a_script_that_a_notebook_starts_is_none(tmp_path: Path, witness: DemoServer) -> None:
+    script = "import nbllm; nbllm.completion('demo/fast', 'Hi'); print(nbllm.requests().notebook.isna().tolist())"
+    with Kernel(tmp_path, witness, env={"JPY_SESSION_NAME": "/home/ann/x.ipynb"}) as kernel:
+        kernel.run("%load_ext nbllm\nimport nbllm, subprocess, sys\nnbllm.completion('demo/fast', 'Hi');").ok()
+        assert kernel.value(NOTEBOOKS) == ["/home/ann/x.ipynb"]
+        kernel.run(f"said = subprocess.check_output([sys.executable, '-c', {script!r}], text=True)").ok()
+        assert kernel.value("said") == "[True]\n"
+
+
 @every_python
 def test_what_names_no_notebook_is_passed_over(kernel: Kernel, session: str) -> None:
     for value in ("None", "7", "''", "['x.ipynb']", "__import__('pathlib').Path('x')"):

@@ -494,6 +494,7 @@ async def test_requests_in_flight_pass_every_filter(any_log: str, server: RawSer
 IN_A_NOTEBOOK = """
 import asyncio, sys
 import nbllm
+nbllm.tagging.set_notebook(f"/home/{sys.argv[3]}/x.ipynb")
 async def main():
     with nbllm.session("review"):
         for _ in range(int(sys.argv[2])):
@@ -512,7 +513,6 @@ def test_two_people_with_the_same_notebook_and_session(any_log: str, server: Raw
             log_variable: any_log,
             "NBLLM_CONTENT": "1",
             "JUPYTERHUB_USER": owner,
-            "JPY_SESSION_NAME": f"/home/{owner}/x.ipynb",
         }
         argv = [sys.executable, "-c", IN_A_NOTEBOOK, server.url(), str(count), owner]
         process = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)

@@ -90,7 +90,7 @@ async def test_requests_show_what_one_looks_for_in_human_units(server: RawServer
     shown, frame = table(nbllm.requests()), nbllm.requests()
     assert list(shown) == [
         "session", "cell", "model", "status", "time", "first token", "tokens in", "tokens out", "cost",
-        "error", "message", "connection", "why new", "started",
+        "error", "message", "reuse", "why new", "started",
     ]  # fmt: skip
     assert shown["cell"] == ["[3]"] * 3
     assert shown["status"] == ["ok", "ok", "\N{BALLOT X} error"]
@@ -100,7 +100,7 @@ async def test_requests_show_what_one_looks_for_in_human_units(server: RawServer
     assert shown["time"] == [units.seconds(value) for value in frame.duration_ms]
     assert shown["first token"][0] == DASH
     assert shown["error"] == ["", "", "RateLimitError"]
-    assert shown["connection"] == ["new", "reused", "reused"]
+    assert shown["reuse"] == ["new", "reused", "reused"]
     assert shown["why new"] == ["first", "", ""]
 
 

@@ -58,7 +58,7 @@ function fixed(value, decimals) {
 function seconds(ms) {
   if (!Number.isFinite(ms)) return UNKNOWN;
   if (ms < 0) return `-${seconds(-ms)}`;
-  if (ms < 99.5) return `${fixed(ms, 0)} ms`;
+  if (ms < 99.5) return `${fixed(ms, 0.05 < ms && ms < 0.95 ? 1 : 0)} ms`;
   if (ms < 59_950) return `${fixed(ms / 1e3, 1)} s`;
   const whole = Number(fixed(ms / 1e3, 0).replaceAll(",", ""));
   return `${fixed(Math.floor(whole / 60), 0)} min ${whole % 60} s`;
