@@ -296,9 +296,10 @@ def test_the_notebook_is_named_by_vs_code(tmp_path: Path, witness: DemoServer, o
 
 
 def test_a_script_that_a_notebook_starts_is_none(tmp_path: Path, witness: DemoServer) -> None:
-    script = "import nbllm; nbllm.completion('demo/fast', 'Hi'); print(nbllm.requests().notebook.isna().tolist())"
+    asking = "import nbllm, subprocess, sys\nnbllm.completion('demo/fast', 'Hi');"
+    script = f"{asking} print(nbllm.requests().notebook.isna().tolist())"
     with Kernel(tmp_path, witness, env={"JPY_SESSION_NAME": "/home/ann/x.ipynb"}) as kernel:
-        kernel.run("%load_ext nbllm\nimport nbllm, subprocess, sys\nnbllm.completion('demo/fast', 'Hi');").ok()
+        kernel.run(f"%load_ext nbllm\n{asking}").ok()
         assert kernel.value(NOTEBOOKS) == ["/home/ann/x.ipynb"]
         kernel.run(f"said = subprocess.check_output([sys.executable, '-c', {script!r}], text=True)").ok()
         assert kernel.value("said") == "[True]\n"

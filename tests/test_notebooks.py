@@ -68,9 +68,9 @@ def test_it_keeps_the_outputs_of_one_run_from_top_to_bottom(path: Path) -> None:
 
 
 @every_book
-@pytest.mark.parametrize("model", ["demo/small", "openai/small"])
+@pytest.mark.parametrize("model", ["demo/small", "hosted_vllm/small"])
 def test_it_runs_offline_and_with_another_model(path: Path, model: str, tmp_path: Path) -> None:
-    """`openai/small` is the demo server once more, as any OpenAI-compatible one by its address and key."""
+    """`hosted_vllm/small` is the demo server once more, as any OpenAI-compatible one by its address and key."""
     python = PYTHONS.get(path.stem, sys.executable)
     if python is None:
         pytest.skip("NBLLM_TEST_LITELLM names no python that has litellm")
@@ -83,8 +83,8 @@ def test_it_runs_offline_and_with_another_model(path: Path, model: str, tmp_path
     manager._kernel_spec = KernelSpec(argv=argv, display_name="test", language="python")
     with DemoServer(pace=0.2) as server:
         env = environment(tmp_path, server) | {"PYTHONPATH": str(FOLDER.parent)}
-        if model == "openai/small":
-            env |= {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "sk-made-up"}
+        if model != "demo/small":
+            env |= {"HOSTED_VLLM_API_BASE": server.url}
         client = NotebookClient(book, km=manager, timeout=120)
         client.execute(env=env, cwd=str(tmp_path), cleanup_kc=True)
         assert server.stats()["requests_ok"]
