@@ -191,7 +191,13 @@ def _mark(ax: Axes, at: int, row: Row, axis: TimeAxis, now: float) -> None:
     is_error = status == "error"
     colour = ERROR if is_error else GREY
     ax.plot(
-        [end], [at], marker="x" if is_error else ">" if status is None else "|", color=colour, ms=5, mew=1.4
+        [end],
+        [at],
+        marker="x" if is_error else ">" if status is None else "|",
+        color=colour,
+        ms=5,
+        mew=1.4,
+        clip_on=False,
     )
     said = _said(row["error_type"] or status) if is_error else status or "running"
     # To the left of the bar, where there is no room to its right.

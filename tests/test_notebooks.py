@@ -22,7 +22,7 @@ FIRST = """\
 %load_ext nbllm
 import nbllm
 
-MODEL = "demo/small"     # the one line to change"""
+MODEL = "demo/small"  # the one line to change"""
 
 # Pythons that have what nbllm and its extras `lab` and `plot` don't bring.
 PYTHONS = {"06-other-clients": os.environ.get("NBLLM_TEST_LITELLM")}
@@ -70,7 +70,7 @@ def test_it_keeps_the_outputs_of_one_run_from_top_to_bottom(path: Path) -> None:
 @every_book
 @pytest.mark.parametrize("model", ["demo/small", "hosted_vllm/small"])
 def test_it_runs_offline_and_with_another_model(path: Path, model: str, tmp_path: Path) -> None:
-    """`hosted_vllm/small` is the demo server once more, as any OpenAI-compatible one by its address and key."""
+    """`hosted_vllm/small` is the demo server once more, as any OpenAI-compatible server."""
     python = PYTHONS.get(path.stem, sys.executable)
     if python is None:
         pytest.skip("NBLLM_TEST_LITELLM names no python that has litellm")
