@@ -55,20 +55,13 @@ class Row:
         return (
             self.title,
             self.over,
-            self._shown(self.plain),
-            self._shown(self.nbllm),
+            shown(statistics.median(self.plain), self.unit),
+            shown(statistics.median(self.nbllm), self.unit),
             self.unit,
             ratio,
             limit,
             met,
         )
-
-    def _shown(self, costs: list[float]) -> str:
-        cost = statistics.median(costs)
-        if self.unit == "requests/s":
-            return f"{1 / cost:,.0f}"
-        cost *= _FACTORS.get(self.unit, 1e6)
-        return f"{cost:,.0f}" if cost >= 1000 or cost == 0 else f"{cost:.3g}"
 
 
 class Bench:
@@ -214,6 +207,14 @@ class Bench:
     def _check(self, found: int, expected: int, what: str) -> None:
         if found != expected:
             self.failures.append(f"{what}: {found}, expected {expected}")
+
+
+def shown(cost: float, unit: str) -> str:
+    """A cost in seconds, or in the unit where that is no time, as the table shows it."""
+    if unit == "requests/s":
+        return f"{1 / cost:,.0f}"
+    cost *= _FACTORS.get(unit, 1e6)
+    return f"{cost:,.0f}" if cost >= 1000 or cost == 0 else f"{cost:.3g}"
 
 
 def say(row: Row) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import orjson
 
+KEY = "sk-benchmark"
 MODEL = "gpt-4o-mini"
+EMBEDDING_MODEL = "text-embedding-3-small"
 MESSAGES = [
     {"role": "system", "content": "You are a careful analyst. Answer in one short paragraph, without lists."},
     {

@@ -107,7 +107,7 @@ def _embeddings(in_base64: bool) -> bytes:
         for index, vector in enumerate(_VECTORS)
     ]
     usage = {"prompt_tokens": 640, "total_tokens": 640}
-    return orjson.dumps({"object": "list", "data": rows, "model": "text-embedding-3-small", "usage": usage})
+    return orjson.dumps({"object": "list", "data": rows, "model": canned.EMBEDDING_MODEL, "usage": usage})
 
 
 EMBEDDINGS = {True: _embeddings(True), False: _embeddings(False)}

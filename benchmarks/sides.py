@@ -16,7 +16,7 @@ import aiohttp
 import orjson
 from yarl import URL
 
-from benchmarks.canned import MESSAGES, MODEL
+from benchmarks.canned import EMBEDDING_MODEL, KEY, MESSAGES, MODEL
 from benchmarks.formats import FORMATS, TEXTS
 
 KEEPALIVE_S = 300.0
@@ -26,12 +26,11 @@ TIMEOUTS = {
     "aiohttp": aiohttp.ClientTimeout(total=300, sock_connect=30),  # aiohttp's own
     "none": aiohttp.ClientTimeout(total=None, sock_connect=None),
 }
-KEY = "sk-benchmark"
 _HEADERS = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
 
 
-class Side(Protocol):
-    """One way to make a chat call; `mode` is what the server shall do."""
+class Client(Protocol):
+    """One way to make calls; `mode` is what the server shall do."""
 
     name: str
 
@@ -41,22 +40,26 @@ class Side(Protocol):
     async def stream(self, mode: str) -> str:
         """Text of a streamed reply."""
 
+    async def embeddings(self, mode: str) -> str:
+        """How many vectors of how many numbers came."""
+
+    def settle(self) -> None:
+        """Return when nothing of the calls so far is left to do (rows to write)."""
+
+    async def close(self) -> None: ...
+
+
+class Side(Client, Protocol):
+    """A client that can do all works; `benchmarks.clients` needs but some of them."""
+
     async def format_reply(self, name: str) -> str:
         """Text of a reply in another provider's format."""
 
     async def format_stream(self, name: str) -> str:
         """Text of a streamed reply in another provider's format."""
 
-    async def embeddings(self, mode: str) -> str:
-        """How many vectors of how many numbers came."""
-
     async def first(self, mode: str) -> tuple[float, str]:
         """Seconds from the call to the first text of a streamed reply, and the whole text."""
-
-    def settle(self) -> None:
-        """Return when nothing of the calls so far is left to do (rows to write)."""
-
-    async def close(self) -> None: ...
 
 
 class EventCutter:
@@ -164,7 +167,7 @@ class Plain:
     async def embeddings(self, mode: str) -> str:
         import numpy as np
 
-        body = {"model": "text-embedding-3-small", "input": ["a text"] * TEXTS}
+        body = {"model": EMBEDDING_MODEL, "input": ["a text"] * TEXTS}
         async with self._http.post(
             f"{self._base}/embeddings/v1/embeddings",
             data=orjson.dumps(body),
@@ -263,9 +266,7 @@ class Nbllm:
 
     async def embeddings(self, mode: str) -> str:
         url = f"{self._base}/embeddings/v1"
-        done = await self._nbllm.aembedding(
-            "text-embedding-3-small", ["a text"] * TEXTS, base_url=url, api_key=KEY
-        )
+        done = await self._nbllm.aembedding(EMBEDDING_MODEL, ["a text"] * TEXTS, base_url=url, api_key=KEY)
         return str(done.array.shape)
 
     async def first(self, mode: str) -> tuple[float, str]:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from benchmarks import canned, formats
-from benchmarks.sides import Side
+from benchmarks.sides import Client, Side
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Work:
     by_line: bool = False
 
 
-async def sequential(side: Side, size: int) -> Sample:
+async def sequential(side: Client, size: int) -> Sample:
     """CPU time per request, one after the other."""
     start = time.process_time()
     texts = [await side.reply("reply") for _ in range(size)]
@@ -48,7 +48,7 @@ async def sequential(side: Side, size: int) -> Sample:
     return Sample((time.process_time() - start) / size, texts)
 
 
-async def concurrent(side: Side, size: int) -> Sample:
+async def concurrent(side: Client, size: int) -> Sample:
     """CPU time per request, 100 at once."""
     start = time.process_time()
     texts = []
@@ -68,7 +68,7 @@ async def throughput(side: Side, size: int) -> Sample:
     return Sample((time.perf_counter() - start) / len(texts), texts)
 
 
-async def stream(side: Side, size: int, mode: str = "stream") -> Sample:
+async def stream(side: Client, size: int, mode: str = "stream") -> Sample:
     """CPU time per chunk of streams that come as fast as they are read."""
     start = time.process_time()
     texts = [await side.stream(mode) for _ in range(size)]
@@ -118,7 +118,7 @@ async def gemini_stream(side: Side, size: int) -> Sample:
     return await _streams(side, size, "gemini")
 
 
-async def embeddings(side: Side, size: int) -> Sample:
+async def embeddings(side: Client, size: int) -> Sample:
     """CPU time per request for 64 vectors, to an array of float32."""
     start = time.process_time()
     shapes = [await side.embeddings("embeddings") for _ in range(size)]
