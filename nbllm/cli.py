@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--check", action="store_true", help="run the notebook without a browser, and report")
     demo.add_argument("--no-browser", action="store_true", help="start JupyterLab, but open no browser")
     demo.add_argument("--port", type=int, help="port of JupyterLab (default: its own choice)")
-    demo.add_argument("--notebook", type=Path, metavar="PATH", help="another notebook than the quickstart")
+    demo.add_argument(
+        "--notebook", type=Path, metavar="PATH", help="another notebook; one of the course by its name alone"
+    )
     server = commands.add_parser("demo-server", help="run the demo model server until Ctrl-C")
     server.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     server.add_argument("--port", type=int, default=0, help="port to listen on (default: a free one)")
@@ -98,7 +100,7 @@ def _demo(args: argparse.Namespace) -> int:
 
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nbllm-demo-")))
-        # The check leaves nothing behind; who opens the notebook wants to keep what they write.
+        # The check leaves nothing behind; who opens a notebook wants to keep what they write.
         notebook = _find_notebook(args.notebook, folder if args.check else Path("nbllm-demo"))
         server = stack.enter_context(DemoServer())
         if args.check:
@@ -107,25 +109,27 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _find_notebook(chosen: Path | None, copies: Path) -> Path:
-    """The notebook to open; the packaged one is copied into the folder `copies` first."""
-    if chosen is not None:
-        if not chosen.is_file():
-            raise _Refusal(f"there is no notebook {chosen}")
+    """The notebook to open: a file, or one of the course; the packaged ones are copied to `copies` first."""
+    if chosen is not None and chosen.is_file():
         return chosen
-    local = Path("notebooks", NOTEBOOK)
+    name = chosen or Path(NOTEBOOK)
+    local = Path("notebooks", name)
     if local.is_file():
         return local
-    packaged = importlib.resources.files(__package__) / "notebooks" / NOTEBOOK
-    if not packaged.is_file():
+    packaged = importlib.resources.files(__package__) / "notebooks"
+    if not packaged.joinpath(str(name)).is_file():
+        if chosen is not None:
+            raise _Refusal(f"there is no notebook {chosen}")
         raise _Refusal(f"{local} is not here, and this installation has no copy: use --notebook PATH")
-    copy = copies / NOTEBOOK
-    if not copy.exists():
-        try:
-            copies.mkdir(exist_ok=True)
-            copy.write_bytes(packaged.read_bytes())
-        except OSError as error:
-            raise _Refusal(f"cannot copy the notebook to {copy}: {error.strerror}") from error
-    return copy
+    try:
+        copies.mkdir(exist_ok=True)
+        for original in packaged.iterdir():
+            copy = copies / original.name
+            if original.is_file() and not copy.exists():  # what was written into an earlier copy stays
+                copy.write_bytes(original.read_bytes())
+    except OSError as error:
+        raise _Refusal(f"cannot copy the notebooks to {copies}: {error.strerror}") from error
+    return copies / name
 
 
 def _environment(server: DemoServer, **defaults: str) -> dict[str, str]:

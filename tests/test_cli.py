@@ -163,37 +163,63 @@ def test_a_notebook_that_is_missing_or_none_is_refused(tmp_path, capsys):
 # --- which notebook
 
 
-def test_the_notebook_of_the_current_folder_comes_first(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_notebook(tmp_path / "notebooks" / cli.NOTEBOOK, "1")
-    assert cli._find_notebook(None, tmp_path / "copies") == Path("notebooks", cli.NOTEBOOK)
-    assert not (tmp_path / "copies").exists()
+SECOND = "02-another.ipynb"
 
 
-def test_else_the_packaged_notebook_is_copied_once(tmp_path, monkeypatch):
-    package = tmp_path / "packaged_nbllm"
-    write_notebook(package / "notebooks" / cli.NOTEBOOK, "1")
+@pytest.fixture
+def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The notebooks of an installed package; the current folder is an empty one."""
+    package = tmp_path / tmp_path.name  # no two tests import one of the same name
+    for name in (cli.NOTEBOOK, SECOND):
+        write_notebook(package / "notebooks" / name, repr(name))
+    (package / "notebooks" / ".ipynb_checkpoints").mkdir()  # as JupyterLab leaves in a source tree
     (package / "__init__.py").touch()
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(cli, "__package__", package.name)
-    copy = cli._find_notebook(None, Path("nbllm-demo"))
-    assert copy.read_bytes() == (package / "notebooks" / cli.NOTEBOOK).read_bytes()
-    copy.write_text("my own work")
-    assert cli._find_notebook(None, Path("nbllm-demo")) == copy
-    assert copy.read_text() == "my own work"
+    return package / "notebooks"
 
 
-def test_without_any_copy_it_says_so(tmp_path, monkeypatch):
-    (tmp_path / "empty_nbllm").mkdir()
-    (tmp_path / "empty_nbllm" / "__init__.py").touch()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(cli, "__package__", "empty_nbllm")
+@pytest.mark.parametrize(("chosen", "found"), [(None, cli.NOTEBOOK), (SECOND, SECOND)])
+def test_the_notebooks_of_the_current_folder_come_first(packaged, chosen, found):
+    for name in (cli.NOTEBOOK, SECOND):
+        write_notebook(Path("notebooks", name), "1")
+    assert cli._find_notebook(chosen and Path(chosen), Path("copies")) == Path("notebooks", found)
+    assert not Path("copies").exists()
+
+
+def test_a_file_that_is_named_comes_before_any_of_the_course(packaged):
+    write_notebook(Path(SECOND), "1")
+    assert cli._find_notebook(Path(SECOND), Path("copies")) == Path(SECOND)
+    assert not Path("copies").exists()
+
+
+@pytest.mark.parametrize(("chosen", "found"), [(None, cli.NOTEBOOK), (SECOND, SECOND)])
+def test_else_all_that_are_packaged_are_copied_once(packaged, chosen, found):
+    def find() -> Path:
+        return cli._find_notebook(chosen and Path(chosen), Path("nbllm-demo"))
+
+    assert find() == Path("nbllm-demo", found)
+    for name in (cli.NOTEBOOK, SECOND):
+        assert Path("nbllm-demo", name).read_bytes() == (packaged / name).read_bytes()
+    Path("nbllm-demo", SECOND).write_text("my own work")
+    Path("nbllm-demo", cli.NOTEBOOK).unlink()
+    find()
+    assert Path("nbllm-demo", SECOND).read_text() == "my own work"
+    assert Path("nbllm-demo", cli.NOTEBOOK).exists()
+
+
+def test_a_name_that_is_not_of_the_course_is_refused_and_nothing_copied(packaged):
+    with pytest.raises(cli._Refusal, match=r"there is no notebook no\.ipynb"):
+        cli._find_notebook(Path("no.ipynb"), Path("nbllm-demo"))
+    assert not Path("nbllm-demo").exists()
+
+
+def test_without_any_copy_it_says_so(packaged):
+    (packaged / cli.NOTEBOOK).unlink()
     with pytest.raises(cli._Refusal, match="--notebook PATH"):
-        cli._find_notebook(None, tmp_path / "copies")
+        cli._find_notebook(None, Path("copies"))
 
 
 # --- demo --check
