@@ -6,8 +6,12 @@ What the code says stands in one place, the code; `tests/test_docs.py` fails whe
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
-from collections.abc import Iterable
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from nbllm.arguments import OPTIONS
@@ -53,8 +57,13 @@ def _commands() -> str:
 
 
 def _settings() -> str:
-    rows = [(f"`{field.name}`", help_of(field.name)) for field in dataclasses.fields(Settings)]
-    return _table(("setting", "meaning"), rows)
+    default = Settings()
+    rows = []
+    for field in dataclasses.fields(Settings):
+        meaning = help_of(field.name)
+        value = "" if "Default:" in meaning else f"`{getattr(default, field.name)!r}`"
+        rows.append((f"`{field.name}`", value, meaning))
+    return _table(("setting", "default", "meaning"), rows)
 
 
 def _attributes() -> str:
@@ -66,15 +75,23 @@ def _phases() -> str:
     return _table(("phase", "what happens in it"), [(one.label, one.meaning) for one in PHASES.values()])
 
 
-def _table(head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:
+def _help(command: str) -> str:
+    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
+    line = [sys.executable, "-m", "nbllm.cli", command, "--help"]
+    said = subprocess.run(line, env=environment, capture_output=True, text=True, check=True).stdout
+    return f"```text\n{said}```\n"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *rows)]
-    return "\n".join([lines[0], "|---|---|", *lines[1:]]) + "\n"
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]]) + "\n"
 
 
-PAGES = {
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "magics.md": {"options": _options, "commands": _commands, "settings": _settings},
     "log.md": {"attributes": _attributes},
     "views.md": {"phases": _phases},
+    "reference/cli.md": {name: partial(_help, name) for name in ("demo", "demo-server", "gateway")},
 }
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, ParamSpec, TypeVar
 
@@ -199,7 +200,9 @@ def _twin(verb: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
         return loops.run_sync(verb(*args, **kwargs))
 
     twin.__name__ = twin.__qualname__ = verb.__name__.removeprefix("a")
-    twin.__doc__ = f"`{verb.__name__}` for synchronous code: any cell, script or thread.\n\n{verb.__doc__}"
+    twin.__doc__ = (
+        f"`{verb.__name__}` for synchronous code: any cell, script or thread.\n\n{inspect.getdoc(verb)}"
+    )
     return twin
 
 

@@ -1,4 +1,4 @@
-"""The errors of nbllm, split by what a caller can do about them.
+"""The errors of nbllm, split by what a caller can do about them::
 
     NbllmError
     ├── UsageProblem (ValueError)              fix the call: noticed before anything was sent

@@ -28,7 +28,7 @@ def set_price(
     cache_read: float | None = None,
     cache_write: float | None = None,
 ) -> None:
-    """Set what a model costs, for this kernel, in US dollars for a million tokens, as price lists give it.
+    """Set what a model costs, for this kernel, in US dollars for a million tokens, as price lists give it::
 
         nbllm.set_price("my-model", input=0.5, output=1.5, cache_read=0.05)
         nbllm.set_price("azure/my-deployment", input=2, output=8)   # nowhere else

@@ -33,6 +33,7 @@ def test_the_design_names_every_room_with_its_floor() -> None:
 
 def test_ruff_has_nothing_to_say() -> None:
     run(TOOLS / "ruff", "check", ".")
+    run(TOOLS / "ruff", "format", "--check", ".")
 
 
 def test_mypy_has_nothing_to_say() -> None:

@@ -6,27 +6,23 @@ import asyncio
 import contextlib
 import importlib
 import inspect
-import io
 import re
 import sqlite3
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from matplotlib import pyplot
 
 import nbllm
 from docs import tables
-from nbllm import frames, log, notices, schema, tagging
-from nbllm.bridges import opentelemetry
-from nbllm.servers.demo import DemoServer
+from nbllm import diagnosis, frames, schema, tagging
 from tests.servers import RawServer, refused_port
-from tests.test_opentelemetry import Collector
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LOG_PAGE = ROOT / "docs" / "log.md"
 
 
@@ -35,14 +31,14 @@ def test_the_tables_that_the_code_writes_are_those_of_the_code(name: str) -> Non
     assert (tables.FOLDER / name).read_text() == tables.page(name), "run: python -m docs.tables"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_function_that_a_page_names_is_there(page: Path) -> None:
     for name in re.findall(r"\bnbllm\.((?:\w+\.)*\w+)\(", page.read_text()):
         *modules, function = name.split(".")
         assert callable(getattr(importlib.import_module(".".join(["nbllm", *modules])), function))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_links_to_is_there(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         if target.startswith("http"):
@@ -58,6 +54,12 @@ def _anchors(text: str) -> list[str]:
     """What GitHub calls the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def test_every_reason_for_a_new_connection_is_on_the_page() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    table = page.partition("## Why a connection")[2].partition("### ")[0]
+    assert set(re.findall(r"^\| `([a-z ]+?)(?:: …)?` \|", table, re.M)) == set(diagnosis._REASONS)
 
 
 # -- docs/log.md: columns ----------------------------------------------------------------------------
@@ -158,35 +160,30 @@ def test_the_spellings_of_a_session_are_on_the_page_in_their_order(number: int, 
     assert [word for word in re.findall(r"[\w-]+", line) if word in names] == list(names)
 
 
-# -- the pages' code ---------------------------------------------------------------------------------
+# -- the site ----------------------------------------------------------------------------------------
 
 
-def _blocks(page: Path) -> Iterator[Any]:
-    """Heading and code of each block, and the page's first one, which makes the requests that it shows."""
-    heading, first = "", None
-    for line, code in re.findall(r"^#+ ([^\n]+)$|^```python\n(.*?)^```$", page.read_text(), re.M | re.S):
-        heading = line or heading
-        if code:
-            first = first or code
-            yield pytest.param(first, code, id=f"{page.stem}: {heading}")
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site, made by the command that docs/conf.py names; its warnings are errors."""
+    folder = tmp_path_factory.mktemp("site")
+    command = ["-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", ".", str(folder)]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return folder
 
 
-@pytest.mark.parametrize(("first", "code"), [*_blocks(LOG_PAGE), *_blocks(LOG_PAGE.with_name("views.md"))])
-def test_the_code_of_the_page_runs(
-    first: str, code: str, demo: DemoServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Each block after the page's first one, whose requests it shows, changes or exports."""
-    monkeypatch.setenv("NBLLM_DEMO_URL", demo.url)
-    monkeypatch.chdir(tmp_path)
-    with Collector() as collector, contextlib.redirect_stdout(io.StringIO()):
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
-        names: dict[str, Any] = {}
-        exec(first, names)
-        before = len(nbllm.requests())
-        if code != first:
-            exec(code, names)
-        opentelemetry.uninstall()
-    pyplot.close("all")
-    assert before > 0
-    assert not notices._state.warned
-    log.close()
+def test_every_public_name_is_in_the_reference(site: Path) -> None:
+    reference = "".join(page.read_text() for page in (site / "docs" / "reference").glob("*.html"))
+    missing = set(nbllm.__all__) - set(re.findall(r'id="nbllm\.(\w+)"', reference))
+    assert not missing
+    assert "<blockquote" not in reference, "code in a docstring comes after two colons"
+
+
+def test_a_page_of_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
+    loads = re.compile(
+        r"""<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)="(?:https?:)?//[^"]*|url\(["']?http"""
+    )
+    files = [*site.rglob("*.html"), *site.rglob("*.css")]
+    assert len(files) > 30
+    assert {file.name: found for file in files if (found := loads.findall(file.read_text()))} == {}

@@ -1,4 +1,4 @@
-"""Requests as OpenTelemetry spans: live, or from the log.
+"""Requests as OpenTelemetry spans: live, or from the log::
 
     from nbllm.bridges import opentelemetry
     opentelemetry.install()                      # a span for each request from now on
