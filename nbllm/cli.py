@@ -84,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     server.add_argument("--port", type=int, default=0, help="port to listen on (default: a free one)")
     gateway = commands.add_parser(
-        "gateway", help="run a local OpenAI-compatible server, every request in the log, until Ctrl-C"
+        "gateway",
+        help="run a local server with OpenAI's API and Anthropic's, every request in the log, until Ctrl-C",
     )
     gateway.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     gateway.add_argument("--port", type=int, default=4000, help="port; 0: a free one (default: %(default)s)")

@@ -120,11 +120,10 @@ async def acompletion(
         params["response_format"], parse = response_format(wanted)
     show_usage = _asks_for_usage(params.get("stream_options"), extra_body)
     # Not closures: with many calls at once, their cells keep the garbage collector busy.
-    translate = partial(_request, checked, stream, params, metadata)
+    translate = partial(chat_request, checked, stream, params, metadata)
     if stream:
-        return await calls.run(
-            "chat", model, options, translate, partial(_stream, show_usage, parse), stream=True
-        )
+        read = partial(streamed_answer, show_usage, parse)
+        return await calls.run("chat", model, options, translate, read, stream=True)
     return await calls.run("chat", model, options, translate, partial(whole_answer, parse=parse))
 
 
@@ -188,7 +187,7 @@ def completion(
     )
 
 
-def _request(
+def chat_request(
     messages: list[Any],
     stream: bool,
     params: Mapping[str, Any],
@@ -196,16 +195,18 @@ def _request(
     route: Route,
     extra_body: Mapping[str, Any] | None,
 ) -> HttpRequest:
+    """The request for a chat completion; a partial of it is what `calls.run` calls `translate`."""
     return route.dialect.chat_request(route, messages, stream, params, extra_body, metadata)
 
 
-async def _stream(
+async def streamed_answer(
     show_usage: bool,
     parse: Callable[[str], Any] | None,
     call: tracing.Call,
     response: aiohttp.ClientResponse,
     route: Route,
 ) -> CompletionStream:
+    """A chat completion that is streamed; `show_usage` shows the chunk that holds the usage alone."""
     return CompletionStream(call, response, route, show_usage, parse)
 
 

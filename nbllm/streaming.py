@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -98,6 +98,29 @@ class EventStream(ABC, Generic[E]):
             if not loops.run_sync(self._more()):
                 raise StopIteration
         return chunk
+
+    async def batches(self) -> AsyncGenerator[list[tuple[bytes, E | None]]]:
+        """Iterate over what each read of the network brings, for those who pass the answer on.
+
+        Yields:
+            The events that have come, each as its data and what iteration gives for it: None where that is
+            nothing, as for a ping, or `[DONE]`. Never an empty list.
+
+        Raises:
+            APIError: As iteration does, once the events before it have been yielded.
+        """
+        while await self._more():
+            events, self._events = self._events, deque()
+            batch: list[tuple[bytes, E | None]] = []
+            try:
+                while events:
+                    self._events.append(data := events.popleft())  # alone, so that what comes of it is known
+                    batch.append((data, self._next()))
+            except APIError:
+                if batch:
+                    yield batch
+                raise
+            yield batch
 
     async def aclose(self) -> None:
         """Stop reading and free the connection; after the end it does nothing."""

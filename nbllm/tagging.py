@@ -149,7 +149,7 @@ def check_session_id(session_id: Any) -> str:
 # `get_chain_id_from_headers` in its source, 1.106).
 SESSION_METADATA = ("session_id", "litellm_session_id", "trace_id")
 SESSION_FIELDS = ("litellm_session_id", "litellm_trace_id")
-SESSION_HEADERS = ("x-litellm-session-id", "x-litellm-trace-id", "x-session-id")
+SESSION_HEADERS = ("x-litellm-session-id", "x-litellm-trace-id", "x-session-id", "x-claude-code-session-id")
 
 
 def first_of(given: Any, names: Sequence[str]) -> Any:

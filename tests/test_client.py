@@ -397,6 +397,31 @@ async def test_the_usage_chunk_is_shown_to_who_asks_for_it(
     assert stream.usage.total_tokens == 16
 
 
+async def test_batches_hold_every_event_and_what_iteration_gives_for_it(server: RawServer) -> None:
+    stream = await ask(server, stream=True)
+    pairs = [pair async for batch in stream.batches() for pair in batch]
+    assert [b"data: " + data + b"\n\n" for data, _ in pairs] == [event(item) for item in chunks()] + [
+        event(b"[DONE]")
+    ]
+    assert [c.model_dump(exclude_none=True) for _, c in pairs[:-2]] == _without_nulls(chunks()[:-1])
+    assert [c for _, c in pairs[-2:]] == [None, None]  # the usage, for which nobody asked, and [DONE]
+    assert (stream.text, stream.usage.total_tokens, stream.request.status) == (TEXT, 16, "ok")
+
+
+async def test_batches_end_with_the_error_after_the_events_before_it(server: RawServer) -> None:
+    stream = await ask(server, "streamerror", stream=True)
+    seen: list[Any] = []
+
+    async def read() -> None:
+        async for batch in stream.batches():
+            seen.extend(batch)
+
+    with pytest.raises(nbllm.APIError, match="overloaded"):
+        await read()
+    assert [c.choices[0].delta.content for _, c in seen] == ["", "Hello", " from"]
+    assert only_row().status == "error"
+
+
 async def test_a_usage_chunk_with_choices_is_always_shown(server: RawServer) -> None:
     """LiteLLM's proxy and others send usage together with a last choice."""
     usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}

@@ -24,7 +24,7 @@ import nbllm
 from nbllm import loops, tracing
 from nbllm.servers.demo import DemoServer
 from nbllm.servers.gateway import Gateway
-from nbllm.servers.gateway_endpoints import LARGEST_BODY
+from nbllm.servers.gateway_requests import LARGEST_BODY
 from tests import servers
 from tests.kernels import Kernel, environment, rows
 from tests.providers_server import MODELS, MP3, PNG, TEXT, TOKENS, ProvidersServer, key_of, vector

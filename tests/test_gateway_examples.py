@@ -3,8 +3,8 @@
 Source: https://docs.litellm.ai/docs/proxy/ui_logs_sessions, without its comments and with another address and
 key. What differs beyond that: LangChain's `ChatOpenAI` is imported from `langchain_openai`, where it has been
 since LangChain 0.2, and the curl example for responses takes the id out of the first answer, as its comment
-asks for. litellm's own example for responses is left out: for a model of Anthropic's it asks the address for
-Anthropic's API, which the gateway doesn't speak.
+asks for. Models with the prefix `anthropic/` litellm asks for by Anthropic's API, wherever they are: so its
+example for responses comes as messages.
 """
 
 from __future__ import annotations
@@ -190,6 +190,51 @@ curl http://0.0.0.0:4000/v1/responses \\
     }'
 """
 
+LITELLM_RESPONSES = """
+import litellm
+
+response1 = litellm.responses(
+    model="anthropic/claude-3-sonnet-20240229-v1:0",
+    input="Write a short story about a robot",
+    api_base="http://0.0.0.0:4000",
+    api_key="<your litellm api key>"
+)
+
+response_id = response1.id
+
+response2 = litellm.responses(
+    model="anthropic/claude-3-sonnet-20240229-v1:0",
+    input="Now write a poem about that robot",
+    api_base="http://0.0.0.0:4000",
+    api_key="<your litellm api key>",
+    previous_response_id=response_id
+)
+"""
+
+LITELLM_ANTHROPIC = """
+import asyncio, litellm
+
+asked = dict(
+    model="anthropic/gpt-4o",
+    messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}],
+    tools=[{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+    api_base="http://0.0.0.0:4000",
+    api_key="<your litellm api key>",
+    extra_body={"litellm_session_id": "review"},
+)
+
+async def main():
+    answer = await litellm.acompletion(**asked)
+    stream = await litellm.acompletion(**asked, stream=True)
+    return answer, [chunk async for chunk in stream]
+
+answer, chunks = asyncio.run(main())
+said = answer.choices[0].message.content
+assert said == "".join(chunk.choices[0].delta.content or "" for chunk in chunks) != ""
+assert answer.choices[0].finish_reason == chunks[-1].choices[0].finish_reason == "stop"
+assert answer.usage.total_tokens == 16
+"""
+
 KEY = "sk-gateway-0123456789"
 
 
@@ -198,6 +243,14 @@ def gateway(providers: ProvidersServer) -> Iterator[Gateway]:
     with nbllm.gateway(0, key=KEY) as running:
         yield running
     nbllm.close()  # the background loop outlives the test: its connections must not end in the next log
+
+
+@pytest.fixture
+def litellm() -> str:
+    """A python that has litellm."""
+    if not (python := os.environ.get("NBLLM_TEST_LITELLM")):
+        pytest.skip("NBLLM_TEST_LITELLM names no python that has litellm")
+    return python
 
 
 def run(example: str, command: list[str], gateway: Gateway, folder: Path) -> None:
@@ -225,15 +278,20 @@ def check_chat(gateway: Gateway) -> None:
 
 def check_responses(gateway: Gateway, providers: ProvidersServer) -> None:
     """Two requests, one session, and the second holds the conversation."""
-    assert [row.status for row in request_rows()] == ["ok", "ok"]
-    assert {row.operation for row in request_rows()} == {"responses"}
-    (session,) = session_rows()
-    assert session.requests == 2
+    check_together("responses")
     assert [message["role"] for message in providers.requests[1].json["messages"]] == [
         "user",
         "assistant",
         "user",
     ]
+
+
+def check_together(operation: str) -> str:
+    """Two requests in one session, whose id it gives."""
+    assert [(row.status, row.operation) for row in request_rows()] == [("ok", operation)] * 2
+    (session,) = session_rows()
+    assert session.requests == 2
+    return session.session_id
 
 
 def test_the_openai_sdk_chat(gateway: Gateway, tmp_path: Path) -> None:
@@ -254,15 +312,12 @@ def test_curl_chat(gateway: Gateway, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("named_by", ["metadata", "extra_body"])
-def test_litellm_chat(gateway: Gateway, tmp_path: Path, named_by: str) -> None:
+def test_litellm_chat(gateway: Gateway, tmp_path: Path, litellm: str, named_by: str) -> None:
     """litellm (1.106) keeps `metadata` to itself: no server can group by it. It sends `extra_body`."""
-    if not (python := os.environ.get("NBLLM_TEST_LITELLM")):
-        pytest.skip("NBLLM_TEST_LITELLM names no python that has litellm")
-    run(LITELLM_CHAT.replace("metadata=", f"{named_by}="), [python, "-c"], gateway, tmp_path)
+    run(LITELLM_CHAT.replace("metadata=", f"{named_by}="), [litellm, "-c"], gateway, tmp_path)
     if named_by == "extra_body":
         check_chat(gateway)
-    assert [row.status for row in request_rows()] == ["ok", "ok"]
-    assert [row.requests for row in session_rows()] == [2]
+    check_together("chat")
 
 
 def test_the_openai_sdk_responses(gateway: Gateway, providers: ProvidersServer, tmp_path: Path) -> None:
@@ -273,3 +328,33 @@ def test_the_openai_sdk_responses(gateway: Gateway, providers: ProvidersServer, 
 def test_curl_responses(gateway: Gateway, providers: ProvidersServer, tmp_path: Path) -> None:
     run(CURL_RESPONSES, ["bash", "-ec"], gateway, tmp_path)
     check_responses(gateway, providers)
+
+
+@pytest.mark.parametrize("named", ["", ', extra_headers={"x-litellm-session-id": "review"}'])
+def test_litellm_responses(
+    gateway: Gateway, providers: ProvidersServer, tmp_path: Path, litellm: str, named: str
+) -> None:
+    """litellm (1.106) asks for messages, and keeps `previous_response_id` for the database of its proxy.
+
+    So no server hears of the first response: both requests belong to the kernel's session, unless the caller
+    names one.
+    """
+    key = 'api_key="<your litellm api key>"'
+    run(LITELLM_RESPONSES.replace(key, key + named), [litellm, "-c"], gateway, tmp_path)
+    session_id = check_together("chat")
+    assert session_id == ("review" if named else nbllm.current_session())
+    for request in providers.requests:
+        assert request.path == "/anthropic/v1/messages"
+        assert request.json["model"] == "claude-3-sonnet-20240229-v1:0"
+        assert len(request.json["messages"]) == 1
+
+
+def test_litellm_asks_any_model_by_anthropics_api(
+    gateway: Gateway, providers: ProvidersServer, tmp_path: Path, litellm: str
+) -> None:
+    run(LITELLM_ANTHROPIC, [litellm, "-c"], gateway, tmp_path)
+    assert check_together("chat") == "review"
+    for request in providers.requests:
+        assert request.path == "/openai/v1/chat/completions"
+        assert [message["content"] for message in request.json["messages"]] == ["Be brief.", "Hello"]
+        assert request.json["tools"][0]["function"]["name"] == "f"

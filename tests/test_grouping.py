@@ -41,9 +41,10 @@ SPELLINGS: dict[str, dict[str, Any]] = {
     "x-litellm-session-id": {"extra_headers": {"x-litellm-session-id": MINE}},
     "x-litellm-trace-id": {"extra_headers": {"X-LiteLLM-Trace-Id": MINE}},
     "x-session-id": {"extra_headers": {"X-Session-ID": MINE}},
+    "x-claude-code-session-id": {"extra_headers": {"X-Claude-Code-Session-Id": MINE}},
 }
 STRICT = ["openai", "azure", "anthropic", "gemini", "groq"]  # they refuse fields that they don't know
-HEADERS = ("x-litellm-session-id", "x-litellm-trace-id", "x-session-id")
+HEADERS = ("x-litellm-session-id", "x-litellm-trace-id", "x-session-id", "x-claude-code-session-id")
 
 
 def put(options: dict[str, Any], value: Any) -> dict[str, Any]:
@@ -123,6 +124,7 @@ async def test_a_proxy_is_told_by_header_and_field(
         "x-litellm-session-id": MINE,
         "x-litellm-trace-id": None,
         "x-session-id": None,
+        "x-claude-code-session-id": None,
     }
     assert seen.json["litellm_session_id"] == MINE
     assert not {"litellm_trace_id", "session_id", "metadata"} & seen.json.keys()

@@ -52,7 +52,7 @@ def said(turns: Any) -> list[tuple[list[str], Any]]:
 
 def outline(transcript: nbllm.Transcript) -> list[str]:
     """The text without what differs from run to run, a line each; the first is the heading."""
-    text = re.sub(r" · (\d+ ms|\d+\.\d s) · \d\d:\d\d", "", str(transcript))
+    text = re.sub(r" · (\d+ ms|\d+\.\d m?s) · \d\d:\d\d", "", str(transcript))
     return [line for line in text.splitlines()[1:] if line]
 
 

@@ -8,7 +8,7 @@ import msgspec
 
 from ..types import ChatCompletion, Choice, Message, TokensDetails, Usage, build, parse
 
-_FINISH_REASONS = {
+FINISH_REASONS = {
     "end_turn": "stop",
     "stop_sequence": "stop",
     "max_tokens": "length",
@@ -103,7 +103,7 @@ def ending(source: dict[str, Any]) -> dict[str, Any]:
 
 def finish_reason(reason: Any) -> str | None:
     """OpenAI's finish reason for a stop reason; one that it has no name for stays."""
-    return _FINISH_REASONS.get(reason, reason) if isinstance(reason, str) else None
+    return FINISH_REASONS.get(reason, reason) if isinstance(reason, str) else None
 
 
 def openai_usage(usage: Any) -> Usage | None:

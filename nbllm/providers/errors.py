@@ -18,6 +18,8 @@ from ..exceptions import APIError, error_class
 from ..types import parse
 from .base import Route
 
+PROXY_REFUSES = ". A name and password for the proxy go into its URL: http://NAME:PASSWORD@HOST:PORT"
+
 
 def error_from(
     status: int,
@@ -43,8 +45,10 @@ def error_from(
         kind = headers.get("Content-Type", "").partition(";")[0] or "no content type"
         start = " ".join(body[:200].decode("utf-8", "replace").split())
         message = f"{route.base_url} answered {status} ({kind}): {start}" if start else f"HTTP {status}"
-    if status == 404 and code is None and route.provider.dialect == "openai":  # no word of a model
+    if status == 404 and _asks_for_address(route, code, body):
         message += f". Is {route.base_url} the whole base URL? It mostly ends in /v1, never in an endpoint"
+    if status == 407:
+        message += PROXY_REFUSES
     message = redact(message)
     cls = error_class(status, code, message)
     return cls(
@@ -60,6 +64,14 @@ def error_from(
     )
 
 
+def _asks_for_address(route: Route, code: str | None, body: bytes) -> bool:
+    """Whether a 404 may be the base URL's fault: it names no model, and the address is the caller's own."""
+    provider = route.provider
+    is_own = code is None or route.base_url != provider.base_url
+    # Azure's addresses are put together otherwise.
+    return provider.dialect == "openai" and not provider.url and is_own and route.model.encode() not in body
+
+
 def error_inside(data: bytes, *, route: Route, redact: Callable[[str], str]) -> APIError | None:
     """The error that the body of a 200, or an event of a stream, holds; None where it holds none."""
     try:
@@ -73,12 +85,12 @@ def error_inside(data: bytes, *, route: Route, redact: Callable[[str], str]) -> 
         return None
     code = error.get("code") if isinstance(error, dict) else None
     kind = error.get("type") if isinstance(error, dict) else None
-    status = code if isinstance(code, int) and 400 <= code < 600 else _STATUS_BY_TYPE.get(str(kind), 500)
+    status = code if isinstance(code, int) and 400 <= code < 600 else STATUS_BY_TYPE.get(str(kind), 500)
     return error_from(status, {}, data, route=route, redact=redact)
 
 
 # Anthropic API reference, "Errors": the statuses that the types of error have outside of streams.
-_STATUS_BY_TYPE = {
+STATUS_BY_TYPE = {
     "invalid_request_error": 400,
     "authentication_error": 401,
     "permission_error": 403,

@@ -1,4 +1,4 @@
-"""The gateway: an OpenAI-compatible server of this process, for curl, other languages and other processes.
+"""The gateway: OpenAI's API and Anthropic's, served by this process to curl, other languages and processes.
 
 Owns the gateways of this process: their sockets, their start and end, fork. What they answer is
 `gateway_endpoints`'. Called by users and the command line. Importing starts nothing.
@@ -28,7 +28,8 @@ from aiohttp import web
 from .. import loops, masking, pricing
 from ..exceptions import UsageProblem
 from ..kept import kept
-from .gateway_endpoints import LARGEST_BODY, Endpoints
+from .gateway_endpoints import Endpoints
+from .gateway_requests import LARGEST_BODY
 
 try:
     import resource
@@ -51,16 +52,16 @@ _logger.propagate = False
 def gateway(port: int = 4000, *, host: str = "127.0.0.1", key: str | None = None) -> Gateway:
     """Let other programs ask models through this process: curl, other languages, any OpenAI client.
 
-    `OpenAI(base_url=gateway.url, api_key="any")` speaks to it. Models go by the same names as in
-    `acompletion`, keys are those of this process, and each request has its row in the log, grouped by
-    `litellm_session_id`, `metadata` or headers as in the verbs. It answers while a cell runs.
+    `OpenAI(base_url=gateway.url, api_key="any")` speaks to it, and so does `Anthropic(…)`. Models go by the
+    same names as in `acompletion`, keys are those of this process, and each request has its row in the log,
+    grouped by `litellm_session_id`, `metadata` or headers as in the verbs. It answers while a cell runs.
 
     Args:
         port: Where it listens; 0 takes a free port, and each time another one. While a gateway listens on a
             port, a second call gives the same one.
         host: The address. Only this machine reaches the default.
-        key: What clients must send as `Authorization: Bearer …`. None asks for none on this machine alone;
-            elsewhere it makes one, and prints it once.
+        key: What clients must send as `Authorization: Bearer …` or `x-api-key: …`. None asks for none on this
+            machine alone; elsewhere it makes one, and prints it once.
 
     Returns:
         The running `Gateway`, which is a context manager too: `with nbllm.gateway(0) as gateway:`.
@@ -112,7 +113,7 @@ class Gateway:
 
     @property
     def url(self) -> str:
-        """Base URL for OpenAI's clients; with `/v1` at its end it is as good."""
+        """Base URL for clients of OpenAI and Anthropic; with `/v1` at its end OpenAI's work as well."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 

@@ -1,16 +1,16 @@
-"""What the gateway writes: answers, streams and errors in OpenAI's shapes.
+"""What the gateway writes: answers, streams and errors in OpenAI's shapes, and messages in Anthropic's.
 
 Called by `gateway_endpoints`. Source of the shapes: OpenAI API reference, "Streaming", "Streaming events",
-"Error codes".
+"Error codes"; Anthropic's are made in `gateway_messages`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -21,11 +21,14 @@ from ..exceptions import APIError, AuthenticationError, NbllmError, Timeout, Usa
 from ..providers import PROVIDERS
 from ..responding import BridgedStream, ResponseStream
 from ..results import ModelList
-from ..streaming import CompletionStream, EventStream
+from ..streaming import CompletionStream
 from ..types import ChatCompletion, ChatCompletionChunk, Object
+from . import gateway_messages as messages
 
-E = TypeVar("E")
 Record = tracing.Record
+
+Shape = Callable[[int, Mapping[str, Any]], dict[str, Any]]
+"""How a format says what went wrong: from a status, and `message` with what else is known, to a body."""
 
 encode = msgspec.json.encode
 
@@ -58,6 +61,11 @@ def completion(answer: ChatCompletion) -> bytes:
         choice.setdefault("finish_reason", None)
         choice.setdefault("message", {}).setdefault("content", None)
     return encode(shown)
+
+
+def message(answer: ChatCompletion) -> bytes:
+    """A chat completion as a message of Anthropic's."""
+    return encode(messages.message(answer))
 
 
 def dumped(answer: Object) -> bytes:
@@ -99,7 +107,7 @@ def _headers(record: Record | None) -> dict[str, str]:
         return {}
     headers = {"x-nbllm-request-id": record.request_id, "x-nbllm-session-id": record.session_id}
     if (theirs := record.provider_request_id) is not None and theirs.isascii() and theirs.isprintable():
-        headers["x-request-id"] = theirs
+        headers["x-request-id"] = headers["request-id"] = theirs  # the latter for Anthropic's clients
     return headers
 
 
@@ -110,25 +118,52 @@ async def chat_stream(request: web.BaseRequest, stream: CompletionStream) -> web
     """A chat completion as it comes: byte by byte, where the server speaks OpenAI's format."""
 
     async def events() -> AsyncGenerator[bytes]:
-        record = stream.request
-        as_it_came = record is not None and PROVIDERS[record.provider or "openai"].dialect == "openai"
-        async with aclosing(_batches(stream)) as batches:
+        as_it_came = _dialect(stream) == "openai"
+        async with aclosing(stream.batches()) as batches:
             async for batch in batches:
-                if as_it_came:
-                    yield b"".join([_event(data) for data, _ in batch])
-                else:
-                    yield b"".join([_event(_chunk(item)) for _, item in batch])
+                yield b"".join(
+                    [
+                        _event(data if as_it_came else _chunk(chunk))
+                        for data, chunk in batch
+                        if chunk is not None
+                    ]
+                )
 
-    return await _relay(request, stream, events(), b"data: [DONE]\n\n", lambda error: _event(encode(error)))
+    def failed(error: Exception) -> bytes:
+        return _event(encode(_said(openai_error, error)))
+
+    return await _relay(request, stream, events(), b"data: [DONE]\n\n", failed)
+
+
+async def message_stream(request: web.BaseRequest, stream: CompletionStream) -> web.StreamResponse:
+    """The same as a message: byte by byte, where the server speaks Anthropic's format."""
+
+    async def as_it_came() -> AsyncGenerator[bytes]:
+        async with aclosing(stream.batches()) as batches:
+            async for batch in batches:
+                yield b"".join([_event(data, _type_of(data)) for data, _ in batch])
+
+    async def translated() -> AsyncGenerator[bytes]:
+        made = messages.MessageEvents()
+        async with aclosing(stream.batches()) as batches:
+            async for batch in batches:
+                yield _named(event for _, chunk in batch if chunk is not None for event in made.add(chunk))
+        yield _named(made.finish(stream.completion))
+
+    def failed(error: Exception) -> bytes:
+        return _event(encode(_said(messages.anthropic_error, error)), "error")
+
+    events = as_it_came() if _dialect(stream) == "anthropic" else translated()
+    return await _relay(request, stream, events, b"", failed)
 
 
 async def response_stream(request: web.BaseRequest, stream: ResponseStream) -> web.StreamResponse:
     """A response as it comes, byte by byte."""
 
     async def events() -> AsyncGenerator[bytes]:
-        async with aclosing(_batches(stream)) as batches:
+        async with aclosing(stream.batches()) as batches:
             async for batch in batches:
-                yield b"".join([_event(data, item.type) for data, item in batch])
+                yield b"".join([_event(data, item.type) for data, item in batch if item is not None])
 
     return await _relay(request, stream, events(), b"", _failed_response)
 
@@ -143,27 +178,12 @@ async def bridged_stream(request: web.BaseRequest, stream: BridgedStream) -> web
     return await _relay(request, stream, events(), b"", _failed_response)
 
 
-async def _batches(stream: EventStream[E]) -> AsyncGenerator[list[tuple[bytes, E]]]:
-    """What each read of the network has brought: the events' data, and what they say, in pairs."""
-    while await stream._more():
-        waiting, batch = list(stream._events), []
-        try:
-            while (item := stream._next()) is not None:
-                batch.append((waiting[-len(stream._events) - 1], item))
-        except APIError:
-            if batch:
-                yield batch
-            raise
-        if batch:
-            yield batch
-
-
 async def _relay(
     request: web.BaseRequest,
     stream: CompletionStream | ResponseStream | BridgedStream,
     events: AsyncGenerator[bytes],
     end: bytes,
-    failed: Callable[[dict[str, Any]], bytes],
+    failed: Callable[[Exception], bytes],
 ) -> web.StreamResponse:
     """Write a stream as it comes. What fails before its first event keeps its status: it is raised."""
     record = stream.request
@@ -177,6 +197,8 @@ async def _relay(
     try:
         async with aclosing(events):
             async for data in events:
+                if not data:  # nothing that concerns the client
+                    continue
                 if not response.prepared:
                     await response.prepare(request)
                 await response.write(data)
@@ -187,7 +209,7 @@ async def _relay(
     except Exception as error:
         if not response.prepared:
             raise
-        end = failed(_said(error))
+        end = failed(error)
     finally:
         stream.close()
     if not response.prepared:
@@ -204,6 +226,31 @@ def _event(data: bytes, kind: str | None = None) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
+def _named(events: Iterable[dict[str, Any]]) -> bytes:
+    """Events in the manner of Anthropic, whose names are their types."""
+    return b"".join([_event(encode(event), event["type"]) for event in events])
+
+
+class _Typed(msgspec.Struct):
+    type: str | None = None
+
+
+_typed = msgspec.json.Decoder(_Typed)
+
+
+def _type_of(data: bytes) -> str | None:
+    try:
+        return _typed.decode(data).type
+    except msgspec.DecodeError:  # such as [DONE]
+        return None
+
+
+def _dialect(stream: CompletionStream) -> str | None:
+    """The wire format in which a stream comes."""
+    record = stream.request
+    return PROVIDERS[record.provider or "openai"].dialect if record is not None else None
+
+
 def _chunk(chunk: ChatCompletionChunk) -> bytes:
     """A chunk that was translated, with the nulls that OpenAI's has."""
     shown = chunk.model_dump(exclude_none=True)
@@ -212,26 +259,28 @@ def _chunk(chunk: ChatCompletionChunk) -> bytes:
     return encode(shown)
 
 
-def _failed_response(said: dict[str, Any]) -> bytes:
+def _failed_response(error: Exception) -> bytes:
     # As in the reference, and once more under `error`, by which the openai SDK raises.
-    error = said["error"]
-    fields = {"type": "error", "code": error["code"], "message": error["message"], "param": error["param"]}
+    said = _said(openai_error, error)
+    fields = {"type": "error", **{name: said["error"][name] for name in ("code", "message", "param")}}
     return _event(encode({**fields, **said}), "error")
 
 
 # -- errors ----------------------------------------------------------------------------------------------
 
 
-def refusal(status: int, message: str, code: str | None, headers: Mapping[str, str] = {}) -> web.Response:
+def refusal(
+    shape: Shape, status: int, message: str, code: str | None, headers: Mapping[str, str] = {}
+) -> web.Response:
     """An error of the gateway's own."""
     return web.Response(
         status=status,
-        body=encode(_shaped(status, {"message": message, "code": code})),
+        body=encode(shape(status, {"message": message, "code": code})),
         headers={**headers, "Content-Type": "application/json"},
     )
 
 
-def error(error: NbllmError) -> web.Response:
+def error(shape: Shape, error: NbllmError) -> web.Response:
     """What went wrong, with the status and the body that the server asked gave it."""
     headers: dict[str, str] = {}
     if isinstance(error, APIError):
@@ -240,7 +289,7 @@ def error(error: NbllmError) -> web.Response:
         if error.retry_after is not None:
             headers["retry-after"] = f"{error.retry_after:g}"
     headers["content-type"] = "application/json"
-    return web.Response(status=_status(error), body=encode(_said(error)), headers=headers)
+    return web.Response(status=_status(error), body=encode(_said(shape, error)), headers=headers)
 
 
 def _status(error: Exception) -> int:
@@ -259,23 +308,24 @@ def _lacks_key(error: Exception) -> bool:
     return isinstance(error, AuthenticationError) and error.request is None
 
 
-def _said(error: Exception) -> dict[str, Any]:
+def _said(shape: Shape, error: Exception) -> dict[str, Any]:
     """An error as the body of an answer; keys are masked."""
     status = _status(error)
     if not isinstance(error, APIError):
-        return _shaped(status, {"message": masking.redact(str(error) or repr(error))})
+        return shape(status, {"message": masking.redact(str(error) or repr(error))})
     if _lacks_key(error):
         reason, _, _ = error.message.partition(" (")  # what follows is for a notebook
         message = f"the gateway has {reason}, where it runs"
-        return _shaped(status, {"message": message, "code": "provider_key_missing"})
+        return shape(status, {"message": message, "code": "provider_key_missing"})
     theirs = error.body.get("error") if isinstance(error.body, dict) else None
     if not isinstance(theirs, dict) or not isinstance(theirs.get("message"), str):
         theirs = {"message": error.message, "code": error.code}
-    return _shaped(status, theirs)
+    return shape(status, theirs)
 
 
-def _shaped(status: int, fields: Mapping[str, Any]) -> dict[str, Any]:
+def openai_error(status: int, said: Mapping[str, Any]) -> dict[str, Any]:
+    """What went wrong, in OpenAI's shape; `gateway_messages.anthropic_error` gives Anthropic's."""
     kind = (
         "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     )
-    return {"error": {"message": "", "type": kind, "param": None, "code": None, **fields}}
+    return {"error": {"message": "", "type": kind, "param": None, "code": None, **said}}
