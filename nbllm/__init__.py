@@ -32,6 +32,7 @@ from .settings import configure
 from .tagging import current_session, kernel_id, session, set_session
 
 if TYPE_CHECKING:
+    from . import bridges as bridges
     from .asking import Answer, Chat, aask, ask
     from .bridges.httpx_clients import async_httpx_client, httpx_client
     from .client import acompletion, completion
@@ -180,6 +181,8 @@ _LATE = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "bridges":
+        return importlib.import_module(".bridges", __name__)
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(importlib.import_module(f".{_LATE[name]}", __name__), name)
@@ -187,7 +190,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__, "__version__", "bridges"]
 
 
 def load_ipython_extension(shell: Any) -> None:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
+from yarl import URL
 
 from . import failures, limits, loops, masking, retries, tagging, tracing, transport
 from .exceptions import APIError, UsageProblem
@@ -92,8 +93,9 @@ async def _run(
                 route = resolve(**{**fallback, "model": model_of(fallback["model"])})
             else:
                 route = resolve(**{**first_place, **fallback})
-            # So do the headers, which may hold a key as well.
-            theirs = options if route.base_url == first_url else replace(options, extra_headers=None)
+            # So do headers and query, which may hold a key as well.
+            is_first = route.base_url == first_url
+            theirs = options if is_first else replace(options, extra_headers=None, extra_query=None)
             return await _ask(call, session, route, theirs, translate, read)
         except (APIError, UsageProblem) as error:
             asked = fallback.get("model", model)
@@ -126,7 +128,10 @@ async def _ask(
     sent_headers = merged_headers(request.headers, headers)
     masking.keep_secret(route.api_key)
     if options.extra_headers:
-        _keep_header_secrets(options.extra_headers)
+        _keep_secrets_by_name(options.extra_headers)
+    if options.extra_query:
+        _keep_secrets_by_name(options.extra_query)
+        request.url = _with_query(request.url, options.extra_query)
     if request.params is not None and _SECRET_FIELD.search(request.params):
         keep_secrets(parse(request.params))
     provider = route.provider.name
@@ -247,10 +252,18 @@ def _say_which_connection(call: tracing.Call, session: aiohttp.ClientSession) ->
     )
 
 
-def _keep_header_secrets(headers: Mapping[str, str]) -> None:
-    for name, value in headers.items():
-        if any(mark in name.lower() for mark in ("auth", "key", "token", "secret", "cookie")):
-            masking.keep_secret(value.rpartition(" ")[2])
+def _with_query(url: str, fields: Mapping[str, Any]) -> str:
+    try:
+        return str(URL(url, encoded=True).update_query(fields))
+    except TypeError as error:
+        raise UsageProblem(f"extra_query must be a dict of texts and numbers: {error}") from error
+
+
+def _keep_secrets_by_name(fields: Mapping[str, Any]) -> None:
+    """Those of headers and of a query."""
+    for name, value in fields.items():
+        if any(mark in str(name).lower() for mark in ("auth", "key", "token", "secret", "cookie")):
+            masking.keep_secret(str(value).rpartition(" ")[2])
 
 
 # A field called `key` or `token` alone is mostly something else (prompt_cache_key, max_tokens).

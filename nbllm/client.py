@@ -69,14 +69,16 @@ async def acompletion(
             `nbllm.set_session(...)`, else the kernel's own. LiteLLM's spellings are understood too, in this
             order: `litellm_session_id=` and `litellm_trace_id=`; `session_id`, `litellm_session_id` and
             `trace_id` in `metadata`; in `extra_body` the same fields, and those of its `metadata`, which are
-            taken out of it; the `extra_headers` `x-litellm-session-id`, `x-litellm-trace-id` and
-            `x-session-id`. A LiteLLM proxy (`litellm_proxy/…`) is told the session, and groups by it too.
+            taken out of it; the `extra_headers` `x-litellm-session-id`, `x-litellm-trace-id`,
+            `x-session-id` and `x-claude-code-session-id`. A LiteLLM proxy (`litellm_proxy/…`) is told the
+            session, and groups by it too.
         timeout: Seconds for each attempt, or an `aiohttp.ClientTimeout`; default as configured.
         api_key: The key; default: the provider's environment variable.
         base_url: Another server that speaks OpenAI's format, up to `/v1`.
         api_base: litellm's name for `base_url`.
         api_version: Azure's `api-version`.
         extra_headers: Headers to add or replace.
+        extra_query: Fields to add to the URL's query, or to replace there.
         extra_body: Fields to add to the JSON body as they are.
         metadata: Kept with the request's parameters in the log; sent only together with `store=True`.
         shared_session: A ClientSession of your own to send through. It is traced, and never closed.
@@ -100,6 +102,7 @@ async def acompletion(
         session_id=session_id,
         litellm_session_id=params.pop("litellm_session_id", None),
         litellm_trace_id=params.pop("litellm_trace_id", None),
+        extra_query=params.pop("extra_query", None),
         timeout=timeout,
         api_key=api_key,
         base_url=base_url,

@@ -233,7 +233,10 @@ async def _reached(name: str, provider: providers.Provider, env: Mapping[str, st
     except UsageProblem as error:
         named = [v for v in (variable, keys.set_variable(provider.name, env)) if v is not None]
         return Check(name, "problem", _shown(str(error)), f"set {' or '.join(named)} anew")
-    proxy = transport.environment_proxy(url.scheme, url.host or "")
+    proxy = transport.proxies().to(url.scheme, url.host or "")
+    changed = ""
+    if proxy != transport.Proxies().to(url.scheme, url.host or ""):
+        changed = "; the proxy variables have changed since the first request: they count after a restart"
     where = _shown(reachability.address(proxy or url))
     if proxy is not None:
         where += f" for {_shown(reachability.address(url))} (the proxy of the environment)"
@@ -241,11 +244,11 @@ async def _reached(name: str, provider: providers.Provider, env: Mapping[str, st
     trouble = await reachability.trouble(proxy or url, variable)
     if trouble is None:
         took_ms = (time.perf_counter() - started) * 1e3
-        return Check(name, "ok", f"{where} was reached in {took_ms:,.0f} ms")
+        return Check(name, "ok", f"{where} was reached in {took_ms:,.0f} ms{changed}")
     message, remedy = trouble
     if proxy is not None:
         remedy = "look at HTTPS_PROXY and HTTP_PROXY, or name the host in NO_PROXY; then restart the kernel"
-    return Check(name, "problem", f"{where} {_shown(message)}", remedy)
+    return Check(name, "problem", f"{where} {_shown(message)}{changed}", remedy)
 
 
 # -- log ---------------------------------------------------------------------------------------------
@@ -312,7 +315,6 @@ _REASONS = {
     "answer abandoned": "read streams to their end: the rest of an answer can only be stopped by closing",
     "request failed": "look at error_message in nbllm.requests(): the connection broke with that request",
     "connection lost": "look at the network, VPN or proxy: the connection broke between two requests",
-    "pool closed": "leave the connector of the HTTP session open: nbllm closes it with the kernel",
     "pool keeps none": "leave force_close=True out where the HTTP session is made",
 }
 _HARMLESS = ("first", "all busy")

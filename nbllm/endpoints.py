@@ -179,8 +179,8 @@ async def amodels(provider: str | None = None, **options: Any) -> ModelList:
     common = take_options(options)
     if provider is not None:
         return await _models_of(provider, common)
-    if common.api_key or common.base_url or common.extra_headers:
-        raise UsageProblem("name the provider that api_key, base_url and extra_headers are for")
+    if common.api_key or common.base_url or common.extra_headers or common.extra_query:
+        raise UsageProblem("name the provider that api_key, base_url, extra_headers and extra_query are for")
     asked = [name for name in PROVIDERS if _is_configured(name)]
     answers = await asyncio.gather(*(_models_of(name, common) for name in asked), return_exceptions=True)
     found = ModelList()

@@ -5,14 +5,16 @@ Called by `calls`, the verbs and `streaming`; raises nothing itself.
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from typing import Any
 
 import aiohttp
 import msgspec
+from yarl import URL
 
-from . import masking, tracing
-from .exceptions import APIConnectionError, APIError, APIResponseValidationError, Timeout
+from . import masking, tracing, transport
+from .exceptions import APIConnectionError, APIError, APIResponseValidationError, Timeout, UsageProblem
 from .providers import Route, errors
 
 
@@ -20,7 +22,7 @@ def from_transport(error: BaseException, call: tracing.Call, route: Route) -> AP
     """aiohttp's error as one of ours, with the URL that was tried."""
     details: dict[str, Any] = {"model": route.asked, "llm_provider": route.provider.name}
     if isinstance(error, TimeoutError):
-        what = str(error) or "no answer in time"
+        what = masking.redact(str(error)) or "no answer in time"
         result: APIConnectionError = Timeout(
             f"{route.base_url}: {what}. timeout= sets how long to wait", **details
         )
@@ -28,20 +30,44 @@ def from_transport(error: BaseException, call: tracing.Call, route: Route) -> AP
         reason = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
         text = masking.redact(str(reason) or type(error).__name__)
         if isinstance(error, aiohttp.ClientPayloadError):
-            # aiohttp's own words where a connection closes too early tell of its parser.
-            why = "the connection closed before its end" if "not completed" in text else text
-            text = f"the answer broke off: {why}"
+            text = f"the answer broke off: {_cause_of_break(text)}"
         elif isinstance(reason, ConnectionRefusedError):
             text += ". Nothing listens there: is the server running, and the address right?"
         elif isinstance(error, aiohttp.ClientConnectorDNSError):
             text += ". Is the address right, and the network there?"
         elif isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)):
             text += ". A CA bundle of your own goes into SSL_CERT_FILE"
-        result = APIConnectionError(f"{route.base_url}: {text}", **details)
+        elif isinstance(error, aiohttp.ClientHttpProxyError):
+            text = f"the proxy answered {error.status} {masking.redact(error.message)}"
+            if error.status == 407:
+                text += errors.PROXY_REFUSES
+        result = APIConnectionError(f"{route.base_url}{_by_way_of(error, route)}: {text}", **details)
     if isinstance(error, aiohttp.ClientResponseError):  # it would show the headers that were sent
         error.request_info, error.history, error.args = None, (), ()  # type: ignore[assignment]
     note(call, result)
     return result
+
+
+def _by_way_of(error: BaseException, route: Route) -> str:
+    """The proxy, where it is what failed; its URL may hold a password, so only host and port."""
+    url = URL(route.base_url)
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        with contextlib.suppress(UsageProblem):  # a session of the caller's own has its own proxy
+            if (proxy := transport.proxies().to(url.scheme, url.host or "")) is not None:
+                return f", through the proxy {proxy.host}:{proxy.port}"
+    if isinstance(error, aiohttp.ClientProxyConnectionError):
+        return f", through the proxy {error.host}:{error.port}"
+    # aiohttp's error is the same where the name of a proxy can't be resolved, or that of a redirect's target.
+    if isinstance(error, aiohttp.ClientConnectorDNSError) and error.host != url.raw_host:
+        return f", through {error.host}:{error.port}"
+    return ""
+
+
+def _cause_of_break(text: str) -> str:
+    """Why a body ended too early, where aiohttp's words tell of its parser instead."""
+    if "ConnectionResetError" in text:
+        return "the connection was reset"
+    return "the connection closed before its end" if "Not enough data" in text else text
 
 
 def from_refusal(response: aiohttp.ClientResponse, body: bytes, call: tracing.Call, route: Route) -> APIError:

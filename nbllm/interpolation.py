@@ -2,7 +2,8 @@ r"""`{{expression}}` in a prompt: its value from the notebook is put in, once.
 
 Owns `expand`. What is put in is never looked through again, so that data can't name further variables. Every
 other brace stays as it is, `$x`, LaTeX, JSON and code too: what is between the braces must be a Python
-expression, and more than a literal (`{{1,2}}` is C, or LaTeX). `\{{name}}` gives `{{name}}`.
+expression, and more than a literal (`{{1,2}}` is C, or LaTeX). `\{{name}}` gives `{{name}}`. `{{x!r}}` and
+`{{x:.2f}}` are as in an f-string; a format of a letter or a number alone is none (`{{fig:1}}` is a label).
 
 A table goes in as Markdown, a picture as a picture, and anything else as `str` has it.
 """
@@ -25,6 +26,17 @@ from .exceptions import UsageProblem, did_you_mean
 # The innermost pair: nothing between them opens or closes another, and `{{{x}}}` is a value in braces.
 _PLACE = re.compile(r"(\\?)\{\{(?!\{)((?:(?!\{\{|\}\}).)+)\}\}", re.DOTALL)
 _PICTURE = "image"
+# Python's docs, "Format Specification Mini-Language", and the formats of dates.
+_FORMATTED = re.compile(
+    r"""(?P<value>.+?)
+    (?:!(?P<conversion>[rsa]))?
+    (?::(?P<format>
+        (?!\s)(?=[\w ]*[^\w ]|\d+[A-Za-z])
+        (?:.?[<>=^])?[-+ ]?z?\#?\d*[,_]?(?:\.\d+)?[A-Za-z%]?
+        | %[^'"()\[\]{}]+
+    ))?""",
+    re.DOTALL | re.VERBOSE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +126,26 @@ def expand(text: str, namespace: Mapping[str, Any], *, max_rows: int = 100) -> P
 
 def _expression(inside: str) -> ast.Expression | None:
     """The expression between the braces; None for what is none, or only a literal."""
+    expression = _parsed(inside.strip()) or _formatted(inside.strip())
+    return None if expression is None or _is_literal(expression.body) else expression
+
+
+def _parsed(source: str) -> ast.Expression | None:
     try:
-        expression = ast.parse(inside.strip(), mode="eval")
+        return ast.parse(source, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    return None if _is_literal(expression.body) else expression
+
+
+def _formatted(source: str) -> ast.Expression | None:
+    """The f-string that `{source}` makes, where it ends in a conversion or a format."""
+    match = _FORMATTED.fullmatch(source)
+    if match is None or (expression := _parsed(match["value"])) is None or _is_literal(expression.body):
+        return None
+    conversion = ord(match["conversion"]) if match["conversion"] else -1
+    spec = ast.JoinedStr([ast.Constant(match["format"])]) if match["format"] else None
+    expression.body = ast.JoinedStr([ast.FormattedValue(expression.body, conversion, spec)])
+    return ast.fix_missing_locations(expression)
 
 
 def _is_literal(node: ast.expr) -> bool:

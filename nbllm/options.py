@@ -29,6 +29,7 @@ class Options:
         base_url: Another server; `api_base` is litellm's name for it.
         api_version: Azure's.
         extra_headers: Headers to add or replace.
+        extra_query: Fields to add to the URL's query, or to replace there.
         extra_body: Fields to add to the JSON body as they are, without those that named the session.
         metadata: Kept with the request's parameters in the log.
         shared_session: A ClientSession of the caller's own.
@@ -43,6 +44,7 @@ class Options:
     base_url: str | None = None
     api_version: str | None = None
     extra_headers: Mapping[str, str] | None = field(default=None, repr=False)
+    extra_query: Mapping[str, Any] | None = field(default=None, repr=False)
     extra_body: Mapping[str, Any] | None = None
     metadata: Mapping[str, Any] | None = None
     shared_session: aiohttp.ClientSession | None = None
@@ -70,6 +72,7 @@ def checked_options(
     api_base: Any = None,
     api_version: Any = None,
     extra_headers: Any = None,
+    extra_query: Any = None,
     extra_body: Any = None,
     metadata: Any = None,
     shared_session: Any = None,
@@ -89,6 +92,8 @@ def checked_options(
         options.metadata = _mapping("metadata", metadata)
     if extra_headers is not None:
         options.extra_headers = _mapping("extra_headers", extra_headers)
+    if extra_query is not None:
+        options.extra_query = _mapping("extra_query", extra_query)
     named = litellm_session_id or litellm_trace_id or tagging.first_of(metadata, tagging.SESSION_METADATA)
     if extra_body is not None:
         options.extra_body, in_body = _without_session(_mapping("extra_body", extra_body))

@@ -92,8 +92,24 @@ class Settings:
     max_rows: int = 100
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """Those that differ from their defaults, one on each line: all would fill a cell's output."""
+        default = Settings()
+        changed = [name for name in _FIELDS if getattr(self, name) != getattr(default, name)]
+        lines = "".join(f"    {name}={_shown(getattr(self, name))},\n" for name in changed)
+        rest = "the others are as by default" if changed else "all are as by default"
+        return f"Settings({lines and chr(10)}{lines})  # {rest}: %nbllm config shows them"
+
 
 _FIELDS = [field.name for field in dataclasses.fields(Settings)]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, aiohttp.ClientTimeout):
+        limits = {name: getattr(value, name) for name in ("total", "connect", "sock_connect", "sock_read")}
+        said = ", ".join(f"{name}={seconds:g}" for name, seconds in limits.items() if seconds is not None)
+        return f"ClientTimeout({said})"
+    return masking.redact(repr(value))
 
 
 class _State:

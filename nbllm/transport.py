@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import functools
 import ipaddress
 import os
 import ssl
@@ -17,7 +16,8 @@ import sys
 import time
 import urllib.request
 import weakref
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from functools import lru_cache, partial
 from typing import Any
 
 import aiohttp
@@ -44,6 +44,7 @@ class Pool:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.connector = self._connector()
+        self.proxies = Proxies()
         # nbllm's users share no cookies, and the proxies of the environment are looked up once (trust_env
         # would do it at each request, in a thread).
         self.session = aiohttp.ClientSession(
@@ -51,7 +52,7 @@ class Pool:
             connector_owner=False,
             cookie_jar=aiohttp.DummyCookieJar(loop=loop),
             timeout=settings().timeout,
-            middlewares=_proxy_middlewares(),
+            middlewares=(_through(self.proxies),) if self.proxies else (),
             request_class=_Request if sys.version_info < (3, 12) else aiohttp.ClientRequest,
         )
         # The session belongs to everybody, so nobody's `close()` or `async with` may end it: litellm and
@@ -439,35 +440,61 @@ def ssl_context() -> ssl.SSLContext | None:
     return None
 
 
-def environment_proxy(scheme: str, host: str) -> URL | None:
-    """The proxy of the environment that requests to a host go through; it may hold a password.
+class Proxies:
+    """The proxies that the environment, or else the system, named when this was made."""
 
-    Raises:
-        UsageProblem: It is no URL.
-    """
-    proxies = urllib.request.getproxies()
-    found = proxies.get(scheme) or proxies.get("all")
-    if not found or _is_loopback(host) or urllib.request.proxy_bypass(host):
-        return None
-    try:
-        return URL(found if "://" in found else f"http://{found}")
-    except ValueError:  # whose text may quote the password
-        raise UsageProblem(f"the environment's proxy for {scheme} is not like http://host:port") from None
+    def __init__(self) -> None:
+        self._by_scheme = urllib.request.getproxies_environment()
+        self._bypasses: Callable[[str], Any] = urllib.request.proxy_bypass
+        if self._by_scheme:
+            passes = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]
+            self._bypasses = partial(passes, proxies=self._by_scheme)
+        else:  # those of macOS and Windows
+            self._by_scheme = urllib.request.getproxies()
+        self.to = lru_cache(maxsize=256)(self._to)
+
+    def __bool__(self) -> bool:
+        return any(self._by_scheme.get(scheme) for scheme in ("http", "https", "all"))
+
+    def _to(self, scheme: str, host: str) -> URL | None:
+        """The proxy that requests to a host go through; it may hold a password.
+
+        Raises:
+            UsageProblem: It is no URL, or not of an HTTP proxy.
+        """
+        found = self._by_scheme.get(scheme) or self._by_scheme.get("all")
+        if not found or _is_loopback(host) or self._bypasses(host):
+            return None
+        try:
+            url = URL(found if "://" in found else f"http://{found}")
+        except ValueError:  # whose text may quote the password
+            raise UsageProblem(f"the environment's proxy for {scheme} is not like http://host:port") from None
+        if url.scheme not in ("http", "https"):
+            raise UsageProblem(
+                f"the environment's proxy for {scheme}, {url.scheme}://{url.host}, is no HTTP proxy, and "
+                f"others such as SOCKS can't be used: name an HTTP proxy in {scheme.upper()}_PROXY, or the "
+                "host in NO_PROXY, and restart the kernel"
+            )
+        return url
 
 
-def _proxy_middlewares() -> tuple[Any, ...]:
-    proxies = urllib.request.getproxies()
-    if not any(proxies.get(scheme) for scheme in ("http", "https", "all")):
-        return ()
-    proxy_for = functools.lru_cache(maxsize=256)(environment_proxy)  # resolved once per host
+def proxies() -> Proxies:
+    """Those that requests go through: of the time when the HTTP session was made, or of now, before that."""
+    pool = _state.pools.get(id(asyncio._get_running_loop() or loops.home()))
+    return Proxies() if pool is None else pool.proxies
 
+
+def _through(proxies: Proxies) -> Any:
     async def through_proxy(request: aiohttp.ClientRequest, handler: Any) -> Any:
-        if request.proxy is None and (url := proxy_for(request.url.scheme, request.url.host or "")):
-            auth = aiohttp.BasicAuth(url.user, url.password or "") if url.user else None
-            request.update_proxy(url.with_user(None), auth, None)
+        if request.proxy is None and (url := proxies.to(request.url.scheme, request.url.host or "")):
+            headers = None
+            if url.user:  # aiohttp tells connections apart by these headers, and would add the host itself
+                login = aiohttp.encode_basic_auth(url.user, url.password or "")
+                headers = {"Authorization": login, "Host": request.headers["Host"]}
+            request.update_proxy(url.with_user(None), None, headers)
         return await handler(request)
 
-    return (through_proxy,)
+    return through_proxy
 
 
 def _is_loopback(host: str) -> bool:

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import aiohttp
 import pytest
@@ -1053,6 +1054,43 @@ async def test_headers_with_a_key_stay_with_the_first_server(server: ProvidersSe
         )
         assert answer.text == TEXT
         assert b"hidden-value" not in repr(other.requests).encode()
+
+
+async def test_extra_query_goes_into_the_url(server: ProvidersServer) -> None:
+    await ask(server, "good", extra_query={"tag": "x"})
+    assert server.requests[-1].path.endswith("/chat/completions?tag=x")
+    fields = {"api-version": "2025-01-01", "n": 2, "a b": "ü&"}
+    embedding = {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}]}
+    for provider in ("openai", "azure"):
+        answering(server, provider, whole("200 OK", json.dumps(embedding).encode()))
+        await nbllm.aembedding(f"{provider}/m", "Hi", extra_query=fields, **options_of(server, provider))
+        request = server.requests[-1]
+        query = parse_qsl(urlsplit(request.path).query)
+        assert query == [(name, str(value)) for name, value in fields.items()]  # Azure's version is replaced
+        assert not fields.keys() & request.json.keys()
+
+async def test_extra_query_that_cant_be_sent_is_refused(server: ProvidersServer) -> None:
+    for wrong in ("a=b", {"a": {"b": 1}}, {"a": None}, {1: "b"}):
+        with pytest.raises(nbllm.UsageProblem, match="extra_query must be a dict"):
+            await nbllm.aembedding("openai/m", "Hi", extra_query=wrong, **options_of(server))
+    assert server.requests == []
+
+
+async def test_a_key_in_the_query_is_not_shown_and_stays_with_the_first_server(
+    server: ProvidersServer, log_path: Path
+) -> None:
+    key = "planted-in-the-query"
+    first = {"extra_query": {"key": key}, **options_of(server)}
+    answering(server, "openai", refusal(400))
+    await nbllm.aembedding("openai/m", "Hi", fallbacks=[options_of(server, "groq")], **first)
+    assert [key in request.path for request in server.requests] == [True, False]
+    first["base_url"] = server.url("hang")
+    with pytest.raises(nbllm.Timeout) as caught:
+        await nbllm.aembedding("openai/m", "Hi", timeout=0.1, **first)
+    assert key not in str(caught.value)
+    assert key not in nbllm.requests().to_csv()
+    nbllm.log.flush()
+    assert key.encode() not in b"".join(file.read_bytes() for file in log_path.parent.iterdir())
 
 
 async def test_a_flat_error_in_a_stream_keeps_its_message(server: ProvidersServer) -> None:

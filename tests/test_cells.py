@@ -602,7 +602,7 @@ def test_a_figure_goes_in_as_a_picture(kernel: Kernel, raw: RawServer) -> None:
     ).ok()
     kernel.run("%%llm\nWhat does {{fig}} show, and {{ax.get_title()!r}}{{len(fig.axes)}}?").ok()
     before, picture, after = sent(raw)[-1]["content"]
-    assert [before["text"], after["text"]] == ["What does ", " show, and {{ax.get_title()!r}}1?"]
+    assert [before["text"], after["text"]] == ["What does ", " show, and ''1?"]
     kind, (width, height, colours) = image(picture)
     assert kind == "data:image/png;base64"
     assert width > height > 20

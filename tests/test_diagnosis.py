@@ -319,6 +319,30 @@ async def test_a_proxy_that_is_no_url(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pass" not in shown(found)
 
 
+async def test_a_socks_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("ALL_PROXY", "socks5://me:password@127.0.0.1:1080")
+    found = await adoctor()
+    check = one(found, "endpoint openai")
+    assert check.status == "problem"
+    assert "SOCKS can't be used: name an HTTP proxy in HTTPS_PROXY" in check.message
+    assert "password" not in shown(found)
+
+
+async def test_the_proxy_of_the_requests_counts_and_not_that_of_now(
+    server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
+    nbllm.shared_session()
+    for now in ("http://other.example:1", ""):
+        monkeypatch.setenv("HTTPS_PROXY", now)
+        check = one(await adoctor(), "endpoint openai")
+        assert check.status == "ok"
+        assert check.message.startswith(f"127.0.0.1:{server.port} for api.openai.com:443")
+        assert "have changed since" in check.message
+
+
 @pytest.mark.parametrize("host", ["here.example", "127.0.0.1"])
 async def test_the_doctor_and_requests_choose_the_same_proxy(
     host: str, server: RawServer, monkeypatch: pytest.MonkeyPatch

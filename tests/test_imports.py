@@ -24,7 +24,7 @@ LATE = [
     "pydantic", "sqlalchemy", "traitlets",
     "dotenv", "jsonschema", "markdown_it", "tomllib",
     "nbllm.asking", "nbllm.diagnosis", "nbllm.endpoints", "nbllm.keys", "nbllm.responding",
-    "nbllm.providers.anthropic", "nbllm.providers.gemini",
+    "nbllm.bridges", "nbllm.providers.anthropic", "nbllm.providers.gemini",
 ]  # fmt: skip
 
 
@@ -86,6 +86,18 @@ def test_all_is_what_can_be_imported_and_is_sorted() -> None:
     }
     hooks = {"load_ipython_extension", "unload_ipython_extension"}
     assert public - hooks == set(nbllm.__all__)
+
+
+def test_bridges_load_when_they_are_asked_for(tmp_path: Path) -> None:
+    loaded = probe("import nbllm; nbllm.bridges.openai.install", tmp_path)["modules"]
+    assert "nbllm.bridges.openai" in loaded
+    assert not {"openai", "nbllm.bridges.litellm", "nbllm.bridges.opentelemetry"} & set(loaded)
+    assert "bridges" in dir(nbllm)
+    for name in nbllm.bridges.__all__:
+        assert name in dir(nbllm.bridges)
+        assert getattr(nbllm.bridges, name) is importlib.import_module(f"nbllm.bridges.{name}")
+    with pytest.raises(AttributeError, match="no attribute 'opnai'"):
+        nbllm.bridges.opnai  # noqa: B018
 
 
 def test_no_module_bears_the_name_of_something_public() -> None:

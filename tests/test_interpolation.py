@@ -2,6 +2,7 @@ r"""`{{…}}`: what is put in, what stays, and what is said about mistakes."""
 
 from __future__ import annotations
 
+import datetime
 import io
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,9 @@ NAMES: dict[str, Any] = {
     "table": {"a": {"b": 1}},
     "fig": Figure(figsize=(2, 1), dpi=50),
     "other": Figure(figsize=(1, 2), dpi=50),
+    "price": 1234.5,
+    "day": datetime.datetime(2025, 2, 7, 9, 30),
+    "fig1": 1,
 }
 DF = "|col|\n|---|\n|7|\n|8|"
 
@@ -47,6 +51,12 @@ DF = "|col|\n|---|\n|7|\n|8|"
         ("{{{name}}}", "{otter}"),
         ("\\textbf{{{name}}}", "\\textbf{otter}"),
         ("{{ {'k': n}['k'] }}", "3"),
+        ("{{name!r}} {{ name!s }} {{obj.attr!a}}", "'otter' otter 'deep'"),
+        ("{{price:.2f}} {{n / 4:.0%}} {{ price:,.1f }}", "1234.50 75% 1,234.5"),
+        ("{{n:>4}}|{{name:<7}}|{{name!r:*^9}}|{{n:03d}}|{{n:+}}", "   3|otter  |*'otter'*|003|+3"),
+        ("{{day:%d.%m.%Y}} {{day:%H:%M}}", "07.02.2025 09:30"),
+        ("{{rows[0:1][0]:_>7}} {{{'a:b': n}['a:b']:.1f}}", "__first {{{'a:b': n}['a:b']:.1f}}"),
+        ("{{df!r}}", repr(pd.DataFrame({"col": [7, 8]}))),
     ],
 )
 def test_an_expression_is_replaced_by_its_value(text: str, expanded: str) -> None:
@@ -66,6 +76,9 @@ def test_an_expression_is_replaced_by_its_value(text: str, expanded: str) -> Non
         "}} {{ and {{{{ never closed",
         "def f(): return {n}",
         "100% {% raw %}",
+        '{{"a":1}} {{"a": .5}} {{1:.2f}} {{"name"!r}} {{n!}} {{n!x}} {{!r}} {{n!r!}} {{n:}}',
+        r"\label{{fig1:n}} \ref{{fig1:1}} {{price:x}} {{name: 'n'}} {{n: .5}} {{ n :b, c }}",
+        "{{price:.2f:}} {{price:{n}}} {{price:.2f // comment}} {{n !important}}",
     ],
 )
 def test_every_other_brace_stays(text: str) -> None:
@@ -111,6 +124,8 @@ def test_a_backslash_keeps_the_braces(text: str, expanded: str) -> None:
         ("{{rows[5]}}", "{{rows[5]}}: IndexError: list index out of range"),
         ('{{df["nope"]}}', "KeyError: 'nope'"),
         ("{{n / 0}}", "ZeroDivisionError"),
+        ("{{pirce:.2f}}", "{{pirce:.2f}}: name 'pirce' is not defined; did you mean 'price'?"),
+        ("{{name:.2f}}", "{{name:.2f}}: ValueError: Unknown format code 'f'"),
         ("{{await n}}", "SyntaxError"),
         ("{{next(iter([]))}}", "StopIteration"),
         ("{{broken}}", "{{broken}}: RuntimeError: no text for it"),

@@ -462,6 +462,32 @@ RECORDED: list[tuple[int, Any, str, str | None, str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("base_url", "body", "asks"),
+    [
+        # What api.openai.com says to a wrong path.
+        ("https://api.openai.com/v2", {"error": {"message": "Invalid URL (POST /v2/chat/completions)",
+                                                 "type": "invalid_request_error", "code": None}}, True),
+        ("http://h", {"error": {"message": "no such route", "code": "not_found"}}, True),
+        ("http://h", b"<html>404</html>", True),
+        ("https://api.openai.com/v1", b"", True),
+        ("http://h/v1", {"error": {"message": "The model `mine` does not exist", "code": 404}}, False),
+        ("http://h/v1", {"error": 'model "mine" not found, try pulling it first'}, False),
+        ("https://api.openai.com/v1", {"error": {"message": "Response 'resp_1' not found.",
+                                                 "code": "previous_response_not_found"}}, False),
+    ],
+)  # fmt: skip
+def test_a_404_that_names_no_model_asks_for_the_address(base_url: str, body: Any, asks: bool) -> None:
+    found = errors.error_from(
+        404,
+        {},
+        body if isinstance(body, bytes) else json.dumps(body).encode(),
+        route=resolve("openai/mine", base_url=base_url, environ={}),
+        redact=str,
+    )
+    assert (f"Is {base_url} the whole base URL?" in str(found)) == asks
+
+
 @pytest.mark.parametrize(("status", "body", "name", "code", "text"), RECORDED)
 def test_an_error_body_becomes_its_class(
     status: int, body: Any, name: str, code: str | None, text: str

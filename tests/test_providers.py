@@ -78,6 +78,23 @@ def test_no_key_is_an_error_with_the_next_step() -> None:
         resolve("gpt-4o", environ={})
 
 
+def test_a_token_of_azure_is_a_key() -> None:
+    env = {"AZURE_AD_TOKEN": "token"}
+    with pytest.raises(UsageProblem, match=r"no address for azure: .*AZURE_API_BASE"):
+        resolve("azure/gpt", environ=env)
+    route = resolve("azure/gpt", environ={**env, "AZURE_API_BASE": "https://mine.openai.azure.com"})
+    assert route.headers["Authorization"] == "Bearer token"
+
+
+@pytest.mark.parametrize("provider", ["ollama", "vllm", "hosted_vllm", "lm_studio", "llamacpp"])
+@pytest.mark.parametrize("given", ["http://h:1/v1", "http://h:1/v1/", "http://h:1", "http://h:1/"])
+def test_the_address_of_ones_own_server_may_lack_the_version(provider: str, given: str) -> None:
+    """litellm's `OLLAMA_API_BASE` has none."""
+    env = {f"{provider.upper()}_API_BASE": given}
+    assert resolve(f"{provider}/m", environ=env).base_url == "http://h:1/v1"
+    assert resolve(f"{provider}/m", base_url=given, environ={}).base_url == "http://h:1/v1"
+
+
 def test_another_server_needs_no_key() -> None:
     assert resolve("llama3", base_url="http://h/v1", environ={}).api_key is None
     assert resolve("gpt-4o", environ={"OPENAI_BASE_URL": "http://h/v1"}).api_key is None

@@ -54,6 +54,21 @@ def test_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert values.timeout.sock_connect == 15
 
 
+def test_settings_show_what_differs_from_the_defaults() -> None:
+    assert repr(Settings()) == "Settings()  # all are as by default: %nbllm config shows them"
+    changed = Settings(
+        model="gpt-4o", timeout=client_timeout(30), log=module.Address("postgresql://me:secret@host/db")
+    )
+    assert repr(changed).splitlines() == [
+        "Settings(",
+        "    model='gpt-4o',",
+        "    timeout=ClientTimeout(total=30, sock_connect=15, sock_read=600),",
+        "    log='postgresql://me:***@host/db',",
+        ")  # the others are as by default: %nbllm config shows them",
+    ]
+    assert "sk-0123456789" not in repr(Settings(system="Say sk-0123456789"))
+
+
 def test_configure_shows_all_settings_and_changes_those_named() -> None:
     before = nbllm.configure()
     after = nbllm.configure(limit=7, content=False)

@@ -11,6 +11,7 @@ import pkgutil
 import re
 from collections.abc import Mapping
 from functools import lru_cache, partial
+from typing import Any
 from urllib.parse import urlsplit
 
 from .. import environment
@@ -21,13 +22,16 @@ from .base import Dialect, HttpRequest, Provider, Route
 __all__ = ["PROVIDERS", "Dialect", "HttpRequest", "Provider", "Route", "resolve"]
 
 
-def _like_openai(
-    name: str, base_url: str | None, key_variable: str | None = None, *, key_optional: bool = False
-) -> Provider:
+def _like_openai(name: str, base_url: str | None, key_variable: str | None = None, **rest: Any) -> Provider:
     """A provider that speaks OpenAI's format, with its variables named as litellm names them."""
     prefix = name.upper()
     key_variables = (key_variable or f"{prefix}_API_KEY",)
-    return Provider(name, base_url, "openai", key_variables, (f"{prefix}_API_BASE",), key_optional)
+    return Provider(name, base_url, "openai", key_variables, (f"{prefix}_API_BASE",), **rest)
+
+
+def _own_server(name: str, base_url: str | None) -> Provider:
+    """A server of one's own: it needs no key, and its address is often told without the version."""
+    return _like_openai(name, base_url, key_optional=True, version="/v1")
 
 
 def _started(function: str) -> str:
@@ -99,11 +103,11 @@ PROVIDERS: dict[str, Provider] = {
         _like_openai("deepseek", "https://api.deepseek.com/v1"),
         _like_openai("together_ai", "https://api.together.xyz/v1", "TOGETHERAI_API_KEY"),
         _like_openai("xai", "https://api.x.ai/v1"),
-        _like_openai("ollama", "http://localhost:11434/v1", key_optional=True),
-        _like_openai("hosted_vllm", None, key_optional=True),
-        _like_openai("vllm", "http://localhost:8000/v1", key_optional=True),
-        _like_openai("lm_studio", "http://localhost:1234/v1", key_optional=True),
-        _like_openai("llamacpp", "http://localhost:8080/v1", key_optional=True),
+        _own_server("ollama", "http://localhost:11434/v1"),
+        _own_server("hosted_vllm", None),
+        _own_server("vllm", "http://localhost:8000/v1"),
+        _own_server("lm_studio", "http://localhost:1234/v1"),
+        _own_server("llamacpp", "http://localhost:8080/v1"),
         Provider("demo", partial(_started, "nbllm.servers.demo:demo_url"), "openai"),
     )
 }
@@ -146,6 +150,8 @@ def resolve(
     key, url = api_key, base_url
     if key is None:
         key = next((env[v] for v in provider.key_variables if env.get(v)), None)
+        if key is None and provider_name == "azure" and (token := env.get("AZURE_AD_TOKEN")):
+            key = f"Bearer {token}"
     if url is None:
         url = next((env[v] for v in provider.base_url_variables if env.get(v)), None)
     if url is None:
@@ -169,8 +175,6 @@ def resolve(
         raise UsageProblem(f"api_key must be a text, not {type(key).__name__}")
     if provider_name == "azure":
         api_version = api_version or env.get("AZURE_API_VERSION") or env.get("OPENAI_API_VERSION")
-        if key is None and (token := env.get("AZURE_AD_TOKEN")):
-            key = f"Bearer {token}"
     return _route(provider_name, model, name, url, key, api_version)
 
 

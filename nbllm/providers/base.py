@@ -30,8 +30,8 @@ class HttpRequest:
     params: bytes | None = None
     content: bytes | None = None
 
-    def __repr__(self) -> str:  # no headers: they hold the key
-        return f"HttpRequest({self.url})"
+    def __repr__(self) -> str:  # no headers: they hold the key, and so may the query
+        return f"HttpRequest({self.url.partition('?')[0]})"
 
 
 class Dialect(Protocol):

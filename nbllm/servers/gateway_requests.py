@@ -24,7 +24,10 @@ Fields = dict[str, Any]
 
 # What a client may not choose: where a key goes, and what else is this process's own.
 _OURS = frozenset(
-    ("api_key", "api_base", "base_url", "api_version", "extra_headers", "shared_session", "fallbacks")
+    (
+        *("api_key", "api_base", "base_url", "api_version"),
+        *("extra_headers", "extra_query", "shared_session", "fallbacks"),
+    )
 )
 
 
