@@ -1057,7 +1057,8 @@ async def test_headers_with_a_key_stay_with_the_first_server(server: ProvidersSe
 
 
 async def test_extra_query_goes_into_the_url(server: ProvidersServer) -> None:
-    await ask(server, "good", extra_query={"tag": "x"})
+    with pytest.raises(nbllm.NotFoundError):  # by this server, which tells what it was asked for
+        await ask(server, "good", extra_query={"tag": "x"})
     assert server.requests[-1].path.endswith("/chat/completions?tag=x")
     fields = {"api-version": "2025-01-01", "n": 2, "a b": "ü&"}
     embedding = {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}]}
