@@ -16,6 +16,7 @@ import importlib.resources
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from jupyter_client.manager import AsyncKernelManager
@@ -35,7 +37,7 @@ NOTEBOOK = "01-quickstart.ipynb"
 CELL_TIMEOUT_S = 300
 SHOWN_LINES = 5
 
-_TABLE_SOURCE = "import nbllm\nprint(nbllm.sessions().to_string())"
+_TABLE_SOURCE = "import nbllm\nprint(nbllm.styled(nbllm.sessions()))"
 _COUNT_SOURCE = """\
 rows = nbllm.requests()
 rows = rows[(rows["server_port"] == {port}) & rows["url_path"].str.endswith("/chat/completions")]
@@ -146,12 +148,13 @@ def _environment(server: DemoServer, **defaults: str) -> dict[str, str]:
 def _run_lab(notebook: Path, server: DemoServer, args: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "jupyterlab", str(notebook)]
     if args.no_browser:
-        command.append("--no-browser")
+        command += ["--no-browser", f"--LabApp.default_url=/lab/tree/{quote(notebook.name)}"]
     if args.port is not None:
         command.append(f"--port={args.port}")
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")  # in a container; Jupyter listens on the loopback, with a token
-    print(f"Demo model server at {server.url}; opening {notebook} in JupyterLab", flush=True)
+    what = "JupyterLab's address follows, for" if args.no_browser else "opening"
+    print(f"Demo model server at {server.url}; {what} {notebook}", flush=True)
     with (
         _sigterm_exits(),
         subprocess.Popen(command, env=_environment(server, NBLLM_MODEL="demo/small")) as process,
@@ -173,6 +176,7 @@ def _check(path: Path, server: DemoServer, folder: Path) -> int:
     except (ValueError, nbformat.ValidationError) as error:
         raise _Refusal(f"{path} is not a notebook: {_first_line(str(error))}") from error
     environment = _environment(server, NBLLM_LOG_PATH=str(folder / "log.db"))
+    environment["COLUMNS"] = str(shutil.get_terminal_size().columns)  # for the table
     environment["NBLLM_MODEL"] = "demo/small"  # a check must not spend money, whatever keys there are
     options = {"env": environment, "cwd": str(path.resolve().parent)}
     print(f"Running {path} in a kernel, with the demo model server at {server.url}", flush=True)

@@ -156,7 +156,7 @@ def _session(parts: Parts, group: Group, rows: list[Row], *, is_open: bool) -> s
         units.plural(totals.requests, "request"),
         f"{units.tokens(totals.input_tokens, totals.output_tokens)} tokens",
         report_parts.cost(totals),
-        units.seconds(totals.duration_ms),
+        f"\N{GREEK CAPITAL LETTER SIGMA} {units.seconds(totals.duration_ms)}",  # of requests side by side too
         f"first token {units.seconds(totals.ttft_p50_ms)}" if totals.ttft_p50_ms is not None else "",
         f"{units.percent(totals.reuse_ratio)} reused" if totals.reuse_ratio is not None else "",
         report_parts.listed(group.models),
