@@ -15,6 +15,8 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from nbllm.providers import PROVIDERS
+
 FOLDER = Path(__file__).parent.parent / "notebooks"
 TIMEOUT_S = 120
 
@@ -30,14 +32,14 @@ def run(book: nbformat.NotebookNode, environment: Mapping[str, str], folder: Pat
 
 
 def main(names: list[str]) -> None:
+    own = {name for one in PROVIDERS.values() for name in (*one.key_variables, *one.base_url_variables)}
     environment = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("NBLLM_") and not name.lower().endswith(("_api_key", "_base_url", "_proxy"))
+        if name not in own and not name.lower().startswith("nbllm_") and not name.lower().endswith("_proxy")
     }
-    for path in sorted(FOLDER.glob("*.ipynb")):
-        if names and path.stem not in names:
-            continue
+    paths = [FOLDER / f"{name}.ipynb" for name in names] or sorted(FOLDER.glob("*.ipynb"))
+    for path in paths:
         print(path.stem, flush=True)
         book = nbformat.read(path, as_version=4)
         run(book, environment | {"NBLLM_LOG_PATH": "none"})

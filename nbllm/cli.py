@@ -113,22 +113,23 @@ def _demo(args: argparse.Namespace) -> int:
 
 def _find_notebook(chosen: Path | None, copies: Path) -> Path:
     """The notebook to open: a file, or one of the course; the packaged ones are copied to `copies` first."""
-    if chosen is not None and chosen.is_file():
+    if chosen is not None and os.path.isfile(chosen):  # False for odd names too
         return chosen
-    name = chosen or Path(NOTEBOOK)
+    name = str(chosen or NOTEBOOK)
     local = Path("notebooks", name)
-    if local.is_file():
+    if os.path.isfile(local):
         return local
     packaged = importlib.resources.files(__package__) / "notebooks"
-    if not packaged.joinpath(str(name)).is_file():
+    course = [file for file in packaged.iterdir() if file.is_file()] if packaged.is_dir() else []
+    if name not in {file.name for file in course}:
         if chosen is not None:
             raise _Refusal(f"there is no notebook {chosen}")
         raise _Refusal(f"{local} is not here, and this installation has no copy: use --notebook PATH")
     try:
         copies.mkdir(exist_ok=True)
-        for original in packaged.iterdir():
+        for original in course:
             copy = copies / original.name
-            if original.is_file() and not copy.exists():  # what was written into an earlier copy stays
+            if not copy.exists():  # what was written into an earlier copy stays
                 copy.write_bytes(original.read_bytes())
     except OSError as error:
         raise _Refusal(f"cannot copy the notebooks to {copies}: {error.strerror}") from error

@@ -39,7 +39,7 @@ def messages_of(request: str | None) -> list[Message]:
         Dicts with `role` (system, user, assistant or tool) and `content`: a text, a list of OpenAI's parts,
         or None beside `tool_calls`.
     """
-    body = json_object(request)
+    body = logged_object(request)
     for name, read in _REQUESTS.items():
         if name in body:
             try:
@@ -56,7 +56,7 @@ def answer_of(response: str | None) -> Message | None:
         A dict with `role`, `content` (a text, or None beside `tool_calls`), and `tool_calls`,
         `reasoning_content`, `refusal` and what else the provider says, where there is something.
     """
-    body = json_object(response)
+    body = logged_object(response)
     for name, read in _ANSWERS.items():
         if name in body:
             try:
@@ -87,7 +87,7 @@ def _part_text(part: dict[str, Any]) -> str:
 _KINDS = {"image_url": "image", "input_audio": "audio", "video_url": "video"}
 
 
-def json_object(text: str | None) -> dict[str, Any]:
+def logged_object(text: str | None) -> dict[str, Any]:
     """The object in a text from the log; {} where it is none."""
     try:
         value = parse(text or "null")

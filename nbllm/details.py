@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from . import masking, overview, schema, selection, snippets
-from .contents import answer_of, json_object, messages_of, text_of
+from .contents import answer_of, logged_object, messages_of, text_of
 from .exceptions import UsageProblem
 from .selection import Selection
 
@@ -55,8 +55,8 @@ def detail_of(request_id: str) -> dict[str, Any]:
         "messages": _messages(messages_of(request)),
         "answer": None if answer is None else _answer(answer),
         "content_kept": request is not None,
-        "params": json_object(row["params"]) or None,
-        "headers": json_object(row["response_headers"]) or None,
+        "params": logged_object(row["params"]) or None,
+        "headers": logged_object(row["response_headers"]) or None,
         "attempts": [{name: one[name] for name in ATTEMPT} for one in attempts],
         "connection": connection,
         "code": snippets.as_code(row, request, is_secure),

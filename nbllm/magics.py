@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import traitlets
 from IPython.core import inputtransformer2
-from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
+from IPython.core.magic import Magics, line_cell_magic, magics_class, needs_local_scope, no_var_expand
 from IPython.utils.text import DollarFormatter
 
 from . import arguments, cell_sessions, commands, masking, notices, settings, tab
@@ -135,13 +135,14 @@ class NbLLM(_Traits):  # type: ignore[misc]
                 raise UsageProblem("which session? %%session NAME")
             cell_sessions.enter(arguments.unquoted(line.strip()))
 
+    @needs_local_scope
     @no_var_expand
     @line_cell_magic
     @_documented(NBLLM_HELP)
-    def nbllm(self, line: str, cell: str | None = None) -> Any:
+    def nbllm(self, line: str, cell: str | None = None, local_ns: Mapping[str, Any] | None = None) -> Any:
         with _short_errors():
             if cell is None:
-                return commands.run(_expanded(line, self.shell.user_ns))
+                return commands.run(_expanded(line, {**self.shell.user_ns, **(local_ns or {})}))
             asked = arguments.parse_cell(line, cell)
         return self._ask(asked)
 
@@ -190,13 +191,13 @@ _INSTEAD = {
 
 
 def _expanded(line: str, names: Mapping[str, Any]) -> str:
-    """The line with IPython's `{expression}` and `$name`, as other line magics have them; as it is where
-    they mean nothing.
-    """
+    """The line with IPython's `{expression}` and `$name`, as other line magics have them."""
+    if "{{" in line:
+        raise UsageProblem("{{…}} is for prompts; %nbllm takes {expression} and $name")
     try:
         return str(DollarFormatter().vformat(line, (), names))
-    except Exception:  # an expression may raise anything
-        return line
+    except Exception as error:  # an expression may raise anything
+        raise UsageProblem(f"can't put values into {masking.redact(line)!r}: {error}") from None
 
 
 @contextmanager

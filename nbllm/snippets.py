@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from . import keys, tagging
-from .contents import json_object, messages_of
+from .contents import logged_object, messages_of
 from .options import OPTION_NAMES
 from .providers import PROVIDERS, Provider, azure
 from .providers.openai import CHAT_PARAMETERS
@@ -60,7 +60,7 @@ def as_code(row: Row, request: str | None, is_secure: bool) -> str | None:
     write = _VERBS.get(row["operation"] or "")
     if provider is None or write is None:
         return None
-    body = json_object(request) if request is not None else None
+    body = logged_object(request) if request is not None else None
     if row["operation"] == "responses" and not _is_native(row):
         write = _chat  # what was sent is a chat completion, and so it is kept
     try:
@@ -206,7 +206,7 @@ def _model(row: Row, provider: Provider) -> str:
 
 def _given(row: Row, provider: Provider, said: Mapping[str, Any]) -> dict[str, Any]:
     """The caller's parameters; fields that are no parameter of a verb go into `extra_body`."""
-    params = json_object(row["params"])
+    params = logged_object(row["params"])
     if provider.takes_session:  # `calls` adds it to each body
         params.pop("litellm_session_id", None)
     is_strict = provider.dialect == "openai" and row["operation"] == "chat"

@@ -187,7 +187,8 @@ async def _close_with_loop(pool: Pool) -> AsyncGenerator[None, None]:
     try:
         yield
     except GeneratorExit:
-        pass
+        if asyncio._get_running_loop() is not pool.loop:
+            raise  # collected after its loop, which can't close anything any more
     await pool.aclose()  # not while GeneratorExit is handled: what is still open is incomplete, not cancelled
 
 

@@ -9,7 +9,6 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,8 +52,6 @@ def lab(lab_demo: DemoServer, lab_folder: Path, tmp_path_factory: pytest.TempPat
 @contextlib.contextmanager
 def jupyter(app: str, server: DemoServer, folder: Path, home: Path) -> Iterator[str]:
     """The URL of a running "jupyterlab" or "notebook" that serves `folder`, set up in `home`."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     environment = {
         **os.environ,
         "NBLLM_DEMO_URL": server.url,
@@ -67,20 +64,22 @@ def jupyter(app: str, server: DemoServer, folder: Path, home: Path) -> Iterator[
         "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
     }
     command = [
-        *(sys.executable, "-m", app, "--no-browser", "--allow-root", f"--port={port}"),
-        *("--ServerApp.port_retries=0", "--IdentityProvider.token=t", f"--ServerApp.root_dir={folder}"),
+        *(sys.executable, "-m", app, "--no-browser", "--allow-root", "--port=0"),
+        *("--IdentityProvider.token=t", f"--ServerApp.root_dir={folder}"),
         "--LabApp.news_url=",
     ]
     with subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     ) as process:
         assert process.stderr is not None
-        for line in process.stderr:  # until it listens
-            if re.search(rf"http://127\.0\.0\.1:{port}/", line):
-                break
+        said = ""
+        while (found := re.search(r"http://127\.0\.0\.1:[1-9]\d*(?=/)", said)) is None:  # until it listens
+            line = process.stderr.readline()
+            assert line, said  # it has ended
+            said += line
         drained = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
         try:
-            yield f"http://127.0.0.1:{port}"
+            yield found[0]
         finally:
             process.terminate()
             process.wait(20)

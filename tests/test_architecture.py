@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -23,12 +24,18 @@ def test_imports_go_downward_only() -> None:
 
 def test_the_design_names_every_room_with_its_floor() -> None:
     text = (ROOT / "docs" / "design.md").read_text()
-    rows = dict(re.findall(r"^\| \d+ \| `(\w+)/?` \| (.+) \|$", text, flags=re.MULTILINE))
+    rows = {
+        room: int(floor) for floor, room in re.findall(r"^\| (\d+) \| `(\w+)/?` \|", text, flags=re.MULTILINE)
+    }
     package = ROOT / "nbllm"
     rooms = {path.stem for path in package.glob("*.py")} | {
         path.parent.name for path in package.glob("*/__init__.py")
     }
     assert rooms - {"__init__", "__main__"} == set(rows)
+    (contract,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    floors = [{rows[room] for room in layer.split(" | ")} for layer in contract["layers"]]
+    assert all(len(floor) == 1 for floor in floors)
+    assert floors == sorted(floors, key=min, reverse=True)
 
 
 def test_ruff_has_nothing_to_say() -> None:

@@ -1070,6 +1070,7 @@ async def test_extra_query_goes_into_the_url(server: ProvidersServer) -> None:
         assert query == [(name, str(value)) for name, value in fields.items()]  # Azure's version is replaced
         assert not fields.keys() & request.json.keys()
 
+
 async def test_extra_query_that_cant_be_sent_is_refused(server: ProvidersServer) -> None:
     for wrong in ("a=b", {"a": {"b": 1}}, {"a": None}, {1: "b"}):
         with pytest.raises(nbllm.UsageProblem, match="extra_query must be a dict"):

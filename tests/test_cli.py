@@ -210,9 +210,10 @@ def test_else_all_that_are_packaged_are_copied_once(packaged, chosen, found):
     assert Path("nbllm-demo", cli.NOTEBOOK).exists()
 
 
-def test_a_name_that_is_not_of_the_course_is_refused_and_nothing_copied(packaged):
-    with pytest.raises(cli._Refusal, match=r"there is no notebook no\.ipynb"):
-        cli._find_notebook(Path("no.ipynb"), Path("nbllm-demo"))
+@pytest.mark.parametrize("name", ["no.ipynb", "../cli.py", "x" * 5000])
+def test_a_name_that_is_not_of_the_course_is_refused_and_nothing_copied(packaged, name):
+    with pytest.raises(cli._Refusal, match="there is no notebook "):
+        cli._find_notebook(Path(name), Path("nbllm-demo"))
     assert not Path("nbllm-demo").exists()
 
 

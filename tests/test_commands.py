@@ -216,8 +216,11 @@ def test_names_of_the_notebook_stand_for_their_values(kernel: Kernel) -> None:
     assert given(kernel.run("%nbllm model {chosen[0]}")) == "'gpt-4.1'"
     kernel.run("name = 'gpt-4o-mini'").ok()
     assert given(kernel.run("%nbllm model $name")) == "'gpt-4o-mini'"
-    fails(kernel.run("%nbllm close {nowhere}"), "%nbllm close takes no argument; got '{nowhere}'")
-    fails(kernel.run("%nbllm close {1/0}"), "%nbllm close takes no argument; got '{1/0}'")
+    kernel.run("def choose():\n    name = 'gpt-4.1'\n    %nbllm model {name}\nchoose()").ok()
+    assert given(kernel.run("%nbllm model")) == "'gpt-4.1'"
+    fails(kernel.run("%nbllm session {nowhere}"), "can't put values into 'session {nowhere}': .*'nowhere'.*")
+    fails(kernel.run("%nbllm session {1/0}"), "can't put values into 'session {1/0}': division by zero")
+    fails(kernel.run("%nbllm session {{name}}"), "{{…}} is for prompts; .*")
 
 
 def test_session_is_told_set_and_given_up(kernel: Kernel) -> None:

@@ -20,7 +20,7 @@ from nbllm.providers import anthropic as anthropic_format
 from nbllm.providers import resolve
 from nbllm.servers.gateway import Gateway
 from nbllm.servers.gateway_message_input import to_chat
-from nbllm.servers.gateway_messages import MessageEvents, message
+from nbllm.servers.gateway_message_output import MessageEvents, message
 from nbllm.servers.gateway_requests import LARGEST_BODY
 from nbllm.types import ChatCompletionChunk, build, decoder
 from tests import servers
@@ -643,6 +643,14 @@ def test_any_chunks_add_up_to_the_whole_message(whole: dict[str, Any], places: l
     for item in chunks:
         item.id, item.model = "msg_1", "m"
     assert added_up(events_of(chunks)) == whole
+
+
+@pytest.mark.parametrize("arguments", ['{"x":', "[1]", "many"])
+def test_a_stream_ends_in_an_error_where_a_tool_would_be_called_with_nothing(arguments: str) -> None:
+    call = {"index": 0, "id": "c1", "function": {"name": "f", "arguments": arguments}}
+    with pytest.raises(nbllm.APIResponseValidationError, match="no JSON object"):
+        events_of([chunk({"tool_calls": [call]}), chunk({}, "tool_calls")])
+    assert events_of([chunk({"tool_calls": [call]}), chunk({}, "length")])[-1] == {"type": "message_stop"}
 
 
 def test_reasoning_is_a_thinking_block() -> None:

@@ -1,7 +1,7 @@
 """What the gateway writes: answers, streams and errors in OpenAI's shapes, and messages in Anthropic's.
 
 Called by `gateway_endpoints`. Source of the shapes: OpenAI API reference, "Streaming", "Streaming events",
-"Error codes"; Anthropic's are made in `gateway_messages`.
+"Error codes"; Anthropic's are made in `gateway_message_output`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..responding import BridgedStream, ResponseStream
 from ..results import ModelList
 from ..streaming import CompletionStream
 from ..types import ChatCompletion, ChatCompletionChunk, Object
-from . import gateway_messages as messages
+from . import gateway_message_output as messages
 
 Record = tracing.Record
 
@@ -324,7 +324,7 @@ def _said(shape: Shape, error: Exception) -> dict[str, Any]:
 
 
 def openai_error(status: int, said: Mapping[str, Any]) -> dict[str, Any]:
-    """What went wrong, in OpenAI's shape; `gateway_messages.anthropic_error` gives Anthropic's."""
+    """What went wrong, in OpenAI's shape; `gateway_message_output.anthropic_error` gives Anthropic's."""
     kind = (
         "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     )

@@ -35,7 +35,7 @@ from ..streaming import CompletionStream
 from . import gateway_answers as answers
 from . import gateway_requests as requests
 from .gateway_message_input import check_messages, to_chat
-from .gateway_messages import anthropic_error
+from .gateway_message_output import anthropic_error
 from .gateway_requests import Fields
 
 Endpoint = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -129,7 +129,7 @@ class Endpoints:
         paths = "\n".join(f"  {method:4} {path}" for path, (method, _) in self._routes.items() if path)
         return web.Response(
             text="nbllm gateway: OpenAI's API and Anthropic's Messages; every request is in the log.\n\n"
-            f"  base_url={self._url}\n\n{paths}\n\nAll but /sessions also stand under /v1.\n"
+            f"  base_url={self._url}\n\n{paths}\n\nAll of it also stands under /v1.\n"
         )
 
 

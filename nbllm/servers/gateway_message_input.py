@@ -1,6 +1,6 @@
 """Requests to Anthropic's Messages API as chat completions, for models that speak another format.
 
-Pure; called by `gateway_endpoints`. The answers are made in `gateway_messages`. Source: Anthropic API
+Pure; called by `gateway_endpoints`. The answers are made in `gateway_message_output`. Source: Anthropic API
 reference, "Messages"; guides "Tool use", "Vision", "PDF support", "Extended thinking", "Structured outputs",
 "Effort".
 `providers.anthropic_requests` translates the other way.
@@ -149,7 +149,7 @@ def _call(block: Fields, where: str) -> Fields:
         raise UsageProblem(f"{where}.input: an object is needed; got {arguments!r:.80}")
     function = {"name": _text(block, "name", where), "arguments": msgspec.json.encode(arguments).decode()}
     call = {"id": _text(block, "id", where), "type": "function", "function": function}
-    if (signature := block.get("extra_content")) is not None:  # `gateway_messages` has put it there
+    if (signature := block.get("extra_content")) is not None:  # `gateway_message_output` has put it there
         call["extra_content"] = signature
     return call
 

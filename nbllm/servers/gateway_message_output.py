@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..exceptions import APIResponseValidationError
 from ..providers.anthropic_answers import FINISH_REASONS
 from ..providers.errors import STATUS_BY_TYPE
 from ..providers.translation import json_object
@@ -151,9 +152,16 @@ class MessageEvents:
                 yield from self._add(choice.delta)
 
     def finish(self, completion: ChatCompletion) -> Iterator[Fields]:
-        """The last events, given the whole answer."""
+        """The last events, given the whole answer.
+
+        Raises:
+            APIResponseValidationError: A tool would be called with arguments that are no object; readers of
+                the stream may take what can't be parsed for {}.
+        """
         yield from self._begin(completion)
         yield from self._close()
+        if completion.choices and completion.choices[0].finish_reason == "tool_calls":
+            _check_arguments(completion.choices[0].message or Message())
         yield {"type": "message_delta", "delta": _ending(completion), "usage": _usage(completion.usage)}
         yield {"type": "message_stop"}
 
@@ -209,6 +217,13 @@ class MessageEvents:
         if self._open is not None:
             self._open = None
             yield {"type": "content_block_stop", "index": self._blocks - 1}
+
+
+def _check_arguments(said: Message) -> None:
+    for call in said.tool_calls or ():
+        arguments = plain(call.function.arguments) if call.function is not None else None
+        if json_object(arguments or {}) is None:
+            raise APIResponseValidationError(f"a tool's arguments are no JSON object: {arguments!r:.200}")
 
 
 def _piece(index: int, kind: str, name: str, value: Any) -> Fields:
