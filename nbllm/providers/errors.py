@@ -65,7 +65,7 @@ def error_from(
 
 
 def _asks_for_address(route: Route, code: str | None, body: bytes) -> bool:
-    """Whether a 404 may be the base URL's fault: it names no model, nor does the provider's own server a code."""
+    """Whether the base URL may be to blame for a 404."""
     provider = route.provider
     is_own = code is None or route.base_url != provider.base_url
     # Azure's addresses are put together otherwise.
