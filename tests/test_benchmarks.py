@@ -33,7 +33,7 @@ def test_nbllm_against_plain_aiohttp(tmp_path: Path) -> None:
 
 def test_other_clients(tmp_path: Path) -> None:
     """Those that are installed have a column; those that aren't are named."""
-    works = {"sequential", "stream", "embeddings", "import"}
+    works = {"sequential", "stream"}
     said, told = run("benchmarks.clients", works, tmp_path)
     here = {name for name, one in CONTENDERS.items() if len(installed(one.packages)) == len(one.packages)}
     assert here >= {"plain", "nbllm", "openai", "openai-nbllm", "langchain"}

@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from nbllm.servers.demo import DemoServer
 from tests.kernels import environment
 from tests.lab import ALL_DONE, IDLE, open_notebook, output, run_all, save, wait_for_text
 from tests.servers import RawServer
@@ -137,11 +138,12 @@ def witnessed(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def lab_environment(folder: Path) -> dict[str, str]:
-    """No key, no setting, a new home."""
+def lab_environment(folder: Path) -> Iterator[dict[str, str]]:
+    """No key, no setting but a demo server that is quicker than a person, a new home."""
     (folder / "home").mkdir()
     path = os.pathsep.join([str(Path(PYTHON).parent), os.environ["PATH"]])
-    return environment(folder) | {"HOME": str(folder / "home"), "PATH": path}
+    with DemoServer(pace=0.1) as demo:
+        yield environment(folder, demo) | {"HOME": str(folder / "home"), "PATH": path}
 
 
 @pytest.fixture(scope="module")

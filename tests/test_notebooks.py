@@ -80,7 +80,7 @@ def test_it_runs_offline_by_one_line_with_another_model(path: Path, tmp_path: Pa
     manager = AsyncKernelManager()
     argv = [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     manager._kernel_spec = KernelSpec(argv=argv, display_name="test", language="python")
-    with DemoServer(pace=0.2) as server:
+    with DemoServer(pace=0.1) as server:
         own = {"PYTHONPATH": str(FOLDER.parent), "HOSTED_VLLM_API_BASE": server.url}
         env = environment(tmp_path, server) | own
         client = NotebookClient(book, km=manager, timeout=120)
