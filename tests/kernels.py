@@ -33,9 +33,16 @@ PYTHONS = list(
 )
 TIMEOUT = 30.0
 
-every_python = pytest.mark.parametrize(
-    "python", PYTHONS, ids=lambda path: Path(path).parent.parent.name, scope="module"
-)
+
+def _with(pythons: list[str]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "python", pythons, ids=lambda path: Path(path).parent.parent.name, scope="module"
+    )
+
+
+every_python = _with(PYTHONS)
+two_pythons = _with(PYTHONS[:2])
+"""For what rests on IPython rather than on the kernel: in CI its newest and its oldest version."""
 
 
 def environment(folder: Path, server: DemoServer | None = None) -> dict[str, str]:

@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 import nbllm
 from nbllm import pricing
 from nbllm.servers.demo import DemoServer
-from tests.kernels import Kernel, Outcome, environment, every_python
+from tests.kernels import Kernel, Outcome, environment, two_pythons
 from tests.servers import RawServer
 
 ASK = "await nbllm.acompletion('gpt-4o', 'Hi')"
@@ -56,7 +56,7 @@ def footers(outcome: Outcome) -> list[str]:
 # -- the cell ------------------------------------------------------------------------------------------
 
 
-@every_python
+@two_pythons
 def test_a_cell_runs_as_ever_and_its_requests_belong_together(
     kernel: Kernel, session: str, raw: RawServer
 ) -> None:
@@ -85,7 +85,7 @@ def test_a_cell_runs_as_ever_and_its_requests_belong_together(
     assert sum(one["cost_usd"] for one in outcome.traced()) == pytest.approx(usd)
 
 
-@every_python
+@two_pythons
 def test_the_session_is_over_in_the_next_cell(kernel: Kernel, session: str) -> None:
     inside = kernel.run(f"%%session {session}\nnbllm.current_session()").ok()
     assert inside.displays[-1]["text/plain"] == repr(session)
@@ -100,7 +100,7 @@ def test_the_session_is_over_in_the_next_cell(kernel: Kernel, session: str) -> N
     assert len(ids(kernel, session)) == 1
 
 
-@every_python
+@two_pythons
 def test_another_client_on_the_shared_session_belongs_to_it(
     kernel: Kernel, session: str, raw: RawServer
 ) -> None:
@@ -116,14 +116,14 @@ def test_another_client_on_the_shared_session_belongs_to_it(
     assert footers(outcome)[0].startswith("1 request · ")
 
 
-@every_python
+@two_pythons
 def test_the_magics_in_it_belong_to_it_too(kernel: Kernel, session: str, raw: RawServer) -> None:
     kernel.run(f"%%session {session}\nfor word in ('One', 'Two'):\n    %llm {{{{word}}}}").ok()
     assert [message["content"] for message in raw.requests[-1].json["messages"]] == ["One", "One", "Two"]
     assert len(ids(kernel, session)) == 2
 
 
-@every_python
+@two_pythons
 def test_other_magics_stack_in_it(kernel: Kernel, session: str) -> None:
     timed = kernel.run(f"%%session {session}\n%%time\nprint('ran')\n{CALL}").ok()
     assert "Wall time" in timed.stdout
@@ -141,7 +141,7 @@ def test_other_magics_stack_in_it(kernel: Kernel, session: str) -> None:
     assert kernel.value("nbllm.current_session()").startswith("kernel-")
 
 
-@every_python
+@two_pythons
 def test_a_cell_that_fails_ends_it_and_still_tells(kernel: Kernel, session: str, raw: RawServer) -> None:
     outcome = kernel.run(f"%%session {session}\n{ASK}\n1 / 0")
     assert outcome.error == "ZeroDivisionError"
@@ -156,7 +156,7 @@ def test_a_cell_that_fails_ends_it_and_still_tells(kernel: Kernel, session: str,
     assert [row["status"] for row in kernel.rows(session_id=session)] == ["ok", "error"]
 
 
-@every_python
+@two_pythons
 def test_a_session_within_it_wins(kernel: Kernel, session: str) -> None:
     outcome = kernel.run(
         f"%%session {session}\n{ASK}\nwith nbllm.session('inner {session}'):\n    {ASK}\n{ASK};"
@@ -166,7 +166,7 @@ def test_a_session_within_it_wins(kernel: Kernel, session: str) -> None:
     assert sorted(one["request_id"] for one in outcome.traced()) == sorted([*ids(kernel, session), inner])
 
 
-@every_python
+@two_pythons
 def test_a_cell_that_it_runs_belongs_to_it_and_does_not_end_it(kernel: Kernel, session: str) -> None:
     outcome = kernel.run(f"%%session {session}\nget_ipython().run_cell({CALL!r})\n{CALL}").ok()
     assert len(ids(kernel, session)) == 2
@@ -174,7 +174,7 @@ def test_a_cell_that_it_runs_belongs_to_it_and_does_not_end_it(kernel: Kernel, s
     assert len(footers(outcome)) == 1
 
 
-@every_python
+@two_pythons
 def test_the_stop_button_ends_it_and_it_tells(kernel: Kernel, session: str, raw: RawServer) -> None:
     before = len(raw.requests)
     cell = kernel.send(f"%%session {session}\n{ASK[:-1]}, base_url={raw.url('hang')!r})")
@@ -188,7 +188,7 @@ def test_the_stop_button_ends_it_and_it_tells(kernel: Kernel, session: str, raw:
     assert kernel.value("nbllm.current_session()").startswith("kernel-")
 
 
-@every_python
+@two_pythons
 def test_it_may_begin_in_the_middle_of_a_cell(kernel: Kernel, session: str) -> None:
     outcome = kernel.run(f"{ASK}\n%session 'first {session}'\n{ASK}\n%session {session}\n{ASK}\n{ASK};").ok()
     assert len(ids(kernel, f"first {session}")) == 1
@@ -198,7 +198,7 @@ def test_it_may_begin_in_the_middle_of_a_cell(kernel: Kernel, session: str) -> N
     assert kernel.value("nbllm.current_session()").startswith("kernel-")
 
 
-@every_python
+@two_pythons
 def test_a_task_that_outlives_the_cell_stays_in_it(kernel: Kernel, session: str) -> None:
     kernel.run(
         f"%%session {session}\n"
@@ -210,14 +210,14 @@ def test_a_task_that_outlives_the_cell_stays_in_it(kernel: Kernel, session: str)
     assert len(ids(kernel, session)) == 1
 
 
-@every_python
+@two_pythons
 def test_a_cell_that_sends_nothing_tells_nothing(kernel: Kernel, session: str) -> None:
     outcome = kernel.run(f"%%session {session}\n6 * 7").ok()
     assert [shown["text/plain"] for shown in outcome.displays] == ["42"]
     assert kernel.run(f"%%session {session}\n").ok().outputs == []
 
 
-@every_python
+@two_pythons
 @pytest.mark.parametrize(
     ("cell", "error", "message"),
     [
@@ -240,14 +240,14 @@ def test_what_cannot_be_a_session_is_said_in_one_line(
     assert kernel.value("nbllm.current_session()").startswith(("kernel-", "of the kernel"))
 
 
-@every_python
+@two_pythons
 def test_line_numbers_in_tracebacks_are_those_of_the_cell(kernel: Kernel, session: str) -> None:
     outcome = kernel.run(f"%%session {session}\nx = 1\n\nfail_here()")
     assert outcome.error == "NameError"
     assert "line 4" in outcome.traceback or "----> 4 fail_here()" in outcome.traceback
 
 
-@every_python
+@two_pythons
 def test_loading_again_and_unloading(kernel: Kernel, session: str) -> None:
     kernel.run("%reload_ext nbllm\n%reload_ext nbllm").ok()
     outcome = kernel.run(f"%%session {session}\n{ASK};").ok()
@@ -297,13 +297,13 @@ def in_folder(folder: Path) -> dict[str, Any]:
     return {"metadata": {"path": str(folder)}}
 
 
-@every_python
+@two_pythons
 def test_an_empty_cell_within_it_does_not_end_it(kernel: Kernel, session: str) -> None:
     kernel.run(f"%%session {session}\nget_ipython().run_cell(' ')\n{CALL}").ok()
     assert len(ids(kernel, session)) == 1
 
 
-@every_python
+@two_pythons
 def test_unloading_ends_it(kernel: Kernel, session: str) -> None:
     kernel.run(f"%%session {session}\n%unload_ext nbllm").ok()
     kernel.run("%load_ext nbllm").ok()

@@ -28,7 +28,7 @@ from nbllm import commands, magics, pricing
 from nbllm.arguments import OPTIONS
 from nbllm.servers.demo import DemoServer
 from tests import servers
-from tests.kernels import Kernel, environment, every_python
+from tests.kernels import Kernel, environment, two_pythons
 from tests.servers import Exchange, RawServer
 
 PACKAGE_HOME = str(Path(nbllm.__file__).parent.parent)
@@ -74,7 +74,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory, raw: RawServer, python: str
 # -- a cell in a kernel --------------------------------------------------------------------------------
 
 
-@every_python
+@two_pythons
 def test_the_answer_grows_in_one_output(kernel: Kernel, raw: RawServer) -> None:
     raw.gate.clear()
     cell = kernel.send(f"%%llm raw -s growth -p base_url={raw.url('half')}\nHi")
@@ -94,7 +94,7 @@ def test_the_answer_grows_in_one_output(kernel: Kernel, raw: RawServer) -> None:
     assert states[-1]["text/markdown"].startswith(f"{servers.TEXT}\n\n<small>raw · growth · 11→5 tok · ")
 
 
-@every_python
+@two_pythons
 def test_the_footer_tells_of_the_connection(kernel: Kernel, raw: RawServer) -> None:
     url = raw.url("chat", host="localhost")
     footers = [kernel.run(f"%%llm raw -p base_url={url}\nHi").ok().shown()[1] for _ in range(2)]
@@ -106,14 +106,14 @@ def test_the_footer_tells_of_the_connection(kernel: Kernel, raw: RawServer) -> N
     assert footer.endswith(", closed by server")
 
 
-@every_python
+@two_pythons
 def test_the_footer_tells_the_price(kernel: Kernel) -> None:
     usd = pricing.price_usd("openai", "gpt-4o", input_tokens=11, output_tokens=5)
     assert usd is not None
     assert f" · ${usd:.6f} · " in kernel.run("%%llm gpt-4o\nHi").ok().shown()[1]
 
 
-@every_python
+@two_pythons
 def test_what_is_sent(kernel: Kernel, raw: RawServer) -> None:
     kernel.run("name, data = 'otters', '{{name}} $name'").ok()
     cell = (
@@ -133,7 +133,7 @@ def test_what_is_sent(kernel: Kernel, raw: RawServer) -> None:
     assert [row["status"] for row in kernel.rows(session_id="sent")] == ["ok"]
 
 
-@every_python
+@two_pythons
 def test_the_next_cell_goes_on_with_the_conversation(kernel: Kernel, raw: RawServer) -> None:
     for prompt in ("One", "Two"):
         kernel.run(f"%%llm -s talk\n{prompt}").ok()
@@ -142,7 +142,7 @@ def test_the_next_cell_goes_on_with_the_conversation(kernel: Kernel, raw: RawSer
     assert contents == ["One", "One", "Two"]
 
 
-@every_python
+@two_pythons
 @pytest.mark.parametrize(
     "answer",
     [
@@ -168,7 +168,7 @@ def test_a_hostile_answer_is_shown_and_nothing_else(kernel: Kernel, answer: str)
     assert footer.startswith("gpt-4o · ")
 
 
-@every_python
+@two_pythons
 def test_the_answer_in_a_variable(kernel: Kernel) -> None:
     outcome = kernel.run("%%llm gpt-4o -o answer -s kept\nHello there").ok()
     assert outcome.shown()[0] == "Hello there"
@@ -178,7 +178,7 @@ def test_the_answer_in_a_variable(kernel: Kernel) -> None:
     assert kernel.value("answer.text") == "Hello there"
 
 
-@every_python
+@two_pythons
 @pytest.mark.parametrize(
     "line", ["Why is the sky (really) blue?", "What's that?", 'Say "hi"? {a}', "is x?", "?"]
 )
@@ -188,7 +188,7 @@ def test_a_line_is_sent_as_it_is_written(kernel: Kernel, raw: RawServer, line: s
     assert outcome.shown()[0] == line
 
 
-@every_python
+@two_pythons
 def test_other_magics_stack_on_it(kernel: Kernel) -> None:
     timed = kernel.run("%%time\n%%llm gpt-4o\nHi").ok()
     assert timed.shown()[0] == "Hi"
@@ -203,7 +203,7 @@ def test_other_magics_stack_on_it(kernel: Kernel) -> None:
 KEY = "sk-very-secret-key-1234567890"
 
 
-@every_python
+@two_pythons
 @pytest.mark.parametrize(
     ("cell", "error", "message"),
     [
@@ -252,7 +252,7 @@ def test_an_error_is_a_line_or_two_and_the_cell_fails(
         ("429", "The server asks to wait 7 s."),
     ],
 )
-@every_python
+@two_pythons
 def test_the_second_line_of_an_error_is_the_remedy(
     kernel: Kernel, raw: RawServer, status: str, remedy: str
 ) -> None:
@@ -262,7 +262,7 @@ def test_the_second_line_of_an_error_is_the_remedy(
     assert second.endswith(remedy)
 
 
-@every_python
+@two_pythons
 def test_an_answer_that_breaks_off_stays_and_is_marked(kernel: Kernel) -> None:
     outcome = kernel.run("%%llm demo/break -s broken\nDescribe otters")
     assert outcome.error == "APIConnectionError"
@@ -271,7 +271,7 @@ def test_an_answer_that_breaks_off_stays_and_is_marked(kernel: Kernel) -> None:
     assert footer.startswith("broken off · demo/break (demo model) · broken · ")
 
 
-@every_python
+@two_pythons
 def test_the_stop_button_keeps_what_has_come(kernel: Kernel, raw: RawServer) -> None:
     cell = kernel.send(f"%%llm raw -s stopped -p base_url={raw.url('stall')}\nHi")
     kernel.wait_for_display(cell, "Hello from")
@@ -287,7 +287,7 @@ def test_the_stop_button_keeps_what_has_come(kernel: Kernel, raw: RawServer) -> 
     assert kernel.run("%%llm gpt-4o\nStill here").ok().shown()[0] == "Still here"
 
 
-@every_python
+@two_pythons
 def test_a_front_end_that_fails_does_not_break_the_call(kernel: Kernel) -> None:
     kernel.run(
         "publisher = get_ipython().display_pub\n"
@@ -304,7 +304,7 @@ def test_a_front_end_that_fails_does_not_break_the_call(kernel: Kernel) -> None:
 # -- %nbllm --------------------------------------------------------------------------------------------
 
 
-@every_python
+@two_pythons
 def test_nbllm_shows_the_status(
     tmp_path_factory: pytest.TempPathFactory, raw: RawServer, demo: DemoServer, python: str
 ) -> None:
@@ -332,7 +332,7 @@ def test_nbllm_shows_the_status(
     }
 
 
-@every_python
+@two_pythons
 def test_nbllm_sets_and_tells_model_and_session(kernel: Kernel, raw: RawServer) -> None:
     before = kernel.run("%nbllm session").ok().displays[-1]["text/plain"]
     assert kernel.run("%nbllm session 'two words'").ok().displays[-1]["text/plain"] == "'two words'"
